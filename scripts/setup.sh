@@ -91,9 +91,9 @@ environment() {
     fi
     rm -f "$stamp"
     say "installing $lock into $dir"
-    "$dir/bin/python" -m pip install -q --require-hashes -r "$lock"
+    "$dir/bin/python" -m pip install -qq --require-hashes -r "$lock"
     if [ "$dir" = .venv ]; then
-        "$dir/bin/python" -m pip install -q --no-deps --no-build-isolation -e .
+        "$dir/bin/python" -m pip install -qq --no-deps --no-build-isolation -e .
     fi
     printf '%s\n' "$want" >"$stamp"
 }
