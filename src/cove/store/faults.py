@@ -1,0 +1,38 @@
+"""The refusals that every store shares, so that callers read the same words from each."""
+
+from __future__ import annotations
+
+from cove.errors import CoveError
+from cove.states import VersionState
+
+
+def unknown_function(name: str) -> CoveError:
+    return CoveError(
+        "not_found",
+        f"there is no function {name!r}",
+        hint="`cove list` shows what is deployed",
+    )
+
+
+def unknown_version(function: str, number: int) -> CoveError:
+    return CoveError(
+        "not_found",
+        f"there is no version {number} of {function!r}",
+        hint=f"`cove describe {function}` shows its versions",
+    )
+
+
+def taken(function: str, number: int) -> CoveError:
+    return CoveError(
+        "conflict",
+        f"version {number} of {function!r} exists, and versions never change",
+        hint="ask for number 0, the next one",
+    )
+
+
+def moved(function: str, number: int, state: VersionState) -> CoveError:
+    return CoveError(
+        "conflict",
+        f"version {number} of {function!r} is no longer {state}",
+        hint="read it again and decide anew",
+    )

@@ -1,0 +1,285 @@
+"""Records in SQL: SQLAlchemy Core over SQLite in WAL mode, made and kept by migrations.
+
+`synchronous=FULL` syncs the log on every commit, so what has returned survives a power cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, cast
+
+from sqlalchemy import (
+    URL,
+    Connection,
+    Row,
+    create_engine,
+    delete,
+    event,
+    func,
+    insert,
+    make_url,
+    select,
+    update,
+)
+from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from cove.errors import CoveError
+from cove.model import Facts, Function, FunctionSpec, Isolation, Key, Plan, SessionRecord, Version
+from cove.states import SessionState, VersionState, move
+from cove.store import faults, migrations
+from cove.store.codec import decode, encode
+from cove.store.tables import aliases, functions, keys, secrets, sessions, versions
+
+LIVE = "live"
+BUSY_MS = 30_000
+IDS_A_STATEMENT = 500
+
+
+async def open_store(url_or_path: str | Path) -> SqlStore:
+    """The store in that SQLite file (or `sqlite+aiosqlite:///…`), made or migrated if need be."""
+    path = _file(url_or_path)
+    try:
+        await asyncio.to_thread(_prepare, path)
+    except (OSError, DBAPIError) as fault:
+        raise CoveError(
+            "bad_config",
+            f"the records in {path} cannot be opened: {fault}",
+            hint="is the folder there, writable, and on a local disk? another with --data",
+        ) from fault
+    engine = create_async_engine(_url("sqlite+aiosqlite", path), pool_size=2, max_overflow=2)
+    _configure(engine.sync_engine)
+    return SqlStore(engine)
+
+
+class SqlStore:
+    """`cove.store.base.Store` over an engine whose schema is the newest."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._writer = engine.execution_options(cove_writes=True)
+
+    async def functions(self) -> Sequence[Function]:
+        live = (aliases.c.function == functions.c.name) & (aliases.c.name == LIVE)
+        query = (
+            select(functions.c.name, functions.c.created_at, aliases.c.number)
+            .select_from(functions.outerjoin(aliases, live))
+            .order_by(functions.c.name)
+        )
+        return [Function(row.name, row.created_at, row.number) for row in await self._read(query)]
+
+    async def versions(self, function: str | None = None) -> Sequence[Version]:
+        query = select(versions).order_by(versions.c.function, versions.c.number)
+        if function is not None:
+            query = query.where(versions.c.function == function)
+        return [_version(row) for row in await self._read(query)]
+
+    async def add_version(self, version: Version) -> Version:
+        name = version.function
+        async with self._write() as tx:
+            of_it = select(versions.c.number).where(versions.c.function == name)
+            if version.number == 0:
+                newest = await tx.scalar(select(func.max(of_it.subquery().c.number)))
+                version = replace(version, number=(newest or 0) + 1)
+            elif await tx.scalar(of_it.where(versions.c.number == version.number)):
+                raise faults.taken(name, version.number)
+            await tx.execute(
+                upsert(functions)
+                .values(name=name, created_at=version.created_at)
+                .on_conflict_do_nothing()
+            )
+            await tx.execute(insert(versions).values(**_columns(version)))
+        return version
+
+    async def set_version(
+        self, version: Version, state: VersionState, *, facts: Facts | None = None, error: str = ""
+    ) -> Version:
+        moved = replace(
+            version,
+            state=move(f"version {version.number}", version.state, state),
+            facts=facts or version.facts,
+            error=error,
+        )
+        this = (versions.c.function == version.function) & (versions.c.number == version.number)
+        async with self._write() as tx:
+            done = await tx.execute(
+                update(versions)
+                .where(this, versions.c.state == version.state)
+                .values(state=str(state), facts=encode(moved.facts), error=error)
+            )
+            if done.rowcount == 0:
+                if await tx.scalar(select(versions.c.state).where(this)) is None:
+                    raise faults.unknown_version(version.function, version.number)
+                raise faults.moved(version.function, version.number, version.state)
+        return moved
+
+    async def set_live(self, function: str, number: int) -> None:
+        async with self._write() as tx:
+            known = select(versions.c.number).where(
+                versions.c.function == function, versions.c.number == number
+            )
+            if await tx.scalar(known) is None:
+                raise faults.unknown_version(function, number)
+            await tx.execute(
+                upsert(aliases)
+                .values(function=function, name=LIVE, number=number)
+                .on_conflict_do_update(
+                    index_elements=[aliases.c.function, aliases.c.name], set_={"number": number}
+                )
+            )
+
+    async def remove_function(self, name: str) -> None:
+        async with self._write() as tx:
+            done = await tx.execute(delete(functions).where(functions.c.name == name))
+            if done.rowcount == 0:
+                raise faults.unknown_function(name)
+
+    async def keys(self) -> Sequence[Key]:
+        rows = await self._read(select(keys).order_by(keys.c.created_at, keys.c.id))
+        return [Key(**row._mapping) for row in rows]
+
+    async def add_key(self, key: Key) -> None:
+        row = asdict(key)
+        async with self._write() as tx:
+            await tx.execute(
+                upsert(keys).values(**row).on_conflict_do_update(index_elements=["id"], set_=row)
+            )
+
+    async def sessions(self, function: str | None = None) -> Sequence[SessionRecord]:
+        query = select(sessions).order_by(sessions.c.created_at.desc(), sessions.c.id)
+        if function is not None:
+            query = query.where(sessions.c.function == function)
+        return [
+            SessionRecord(**{**row._mapping, "state": SessionState(row.state)})
+            for row in await self._read(query)
+        ]
+
+    async def put_sessions(self, records: Sequence[SessionRecord]) -> None:
+        newest = {record.id: record for record in records}
+        ids = list(newest)
+        async with self._write() as tx:
+            for start in range(0, len(ids), IDS_A_STATEMENT):
+                some = ids[start : start + IDS_A_STATEMENT]
+                await tx.execute(delete(sessions).where(sessions.c.id.in_(some)))
+            # A function may be removed while its sessions are on their way here.
+            known = set((await tx.scalars(select(functions.c.name))).all())
+            kept = [
+                {**asdict(record), "state": str(record.state)}
+                for record in newest.values()
+                if record.state is not SessionState.ENDED and record.function in known
+            ]
+            if kept:
+                await tx.execute(insert(sessions), kept)
+
+    async def secret(self, name: str, fresh: bytes) -> bytes:
+        async with self._write() as tx:
+            await tx.execute(
+                upsert(secrets).values(name=name, value=fresh).on_conflict_do_nothing()
+            )
+            return bytes(
+                (
+                    await tx.execute(select(secrets.c.value).where(secrets.c.name == name))
+                ).scalar_one()
+            )
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+    async def _read(self, query: Any) -> Sequence[Row[Any]]:
+        async with self._engine.connect() as tx:
+            return (await tx.execute(query)).all()
+
+    def _write(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        return self._writer.begin()
+
+
+def _columns(version: Version) -> dict[str, Any]:
+    return {
+        "function": version.function,
+        "number": version.number,
+        "spec": encode(version.spec),
+        "plan": encode(version.plan),
+        "facts": encode(version.facts),
+        "isolation": version.isolation,
+        "driver": version.driver,
+        "state": str(version.state),
+        "created_at": version.created_at,
+        "error": version.error,
+    }
+
+
+def _version(row: Row[Any]) -> Version:
+    return Version(
+        function=row.function,
+        number=row.number,
+        spec=decode(FunctionSpec, row.spec),
+        plan=decode(Plan, row.plan),
+        facts=decode(Facts, row.facts),
+        isolation=cast(Isolation, row.isolation),
+        driver=row.driver,
+        state=VersionState(row.state),
+        created_at=row.created_at,
+        error=row.error,
+    )
+
+
+def _file(url_or_path: str | Path) -> Path:
+    if isinstance(url_or_path, Path) or "://" not in url_or_path:
+        return Path(url_or_path).absolute()
+    try:
+        url = make_url(url_or_path)
+    except ArgumentError as fault:
+        raise CoveError("bad_config", f"{url_or_path!r} is no database URL") from fault
+    if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
+        raise CoveError(
+            "not_built",
+            f"records cannot be kept in {url.render_as_string(hide_password=True)}",
+            hint="give a file: sqlite+aiosqlite:///path/to/cove.db",
+        )
+    return Path(url.database).absolute()
+
+
+def _url(driver: str, path: Path) -> URL:
+    return URL.create(driver, database=str(path))
+
+
+def _prepare(path: Path) -> None:
+    # Signing secrets and key hashes are inside; SQLite gives -wal and -shm the file's own mode.
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    engine = create_engine(_url("sqlite", path), poolclass=NullPool)
+    _configure(engine)
+    try:
+        with engine.execution_options(cove_writes=True).begin() as connection:
+            migrations.apply(connection)
+    finally:
+        engine.dispose()
+
+
+def _configure(engine: Any) -> None:
+    @event.listens_for(engine, "connect")
+    def pragmas(connection: Any, record: object) -> None:
+        # None hands BEGIN to us: the module's own begins late, and never before a SELECT.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in (
+            f"busy_timeout={BUSY_MS}",
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+        ):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A transaction that reads first and writes later cannot wait for another's lock once
+        # it has its snapshot: writers take the lock at the start.
+        writes = connection.get_execution_options().get("cove_writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
