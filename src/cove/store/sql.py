@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
@@ -251,15 +252,25 @@ def _url(driver: str, path: Path) -> URL:
 
 
 def _prepare(path: Path) -> None:
+    # Turning on WAL is the one step that SQLite fails rather than waits for when two openers
+    # meet, and closing any descriptor of a database drops its locks in the whole process:
+    # openers take turns, on a file of their own.
+    with open(path.with_name(path.name + ".lock"), "w", opener=_private) as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        if not path.exists():
+            os.close(_private(str(path), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC))
+        engine = create_engine(_url("sqlite", path), poolclass=NullPool)
+        _configure(engine)
+        try:
+            with engine.execution_options(cove_writes=True).begin() as connection:
+                migrations.apply(connection)
+        finally:
+            engine.dispose()
+
+
+def _private(path: str, flags: int) -> int:
     # Signing secrets and key hashes are inside; SQLite gives -wal and -shm the file's own mode.
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-    engine = create_engine(_url("sqlite", path), poolclass=NullPool)
-    _configure(engine)
-    try:
-        with engine.execution_options(cove_writes=True).begin() as connection:
-            migrations.apply(connection)
-    finally:
-        engine.dispose()
+    return os.open(path, flags, 0o600)
 
 
 def _configure(engine: Any) -> None:
