@@ -20,10 +20,11 @@ def describe() -> list[str]:
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1024**3
     packages = ", ".join(f"{name} {version(name)}" for name in ("uvloop", "httptools", "mcp"))
+    load = f"load {os.getloadavg()[0]:.1f} before"
     # a kernel's local suffix may name a fleet or a host
     kernel = platform.release().partition("-")[0]
     return [
-        f"- {model}, {os.cpu_count()} cores, {memory:.0f} GiB, load {os.getloadavg()[0]:.1f} before",
+        f"- {model}, {os.cpu_count()} cores, {memory:.0f} GiB, {load}",
         f"- Linux {kernel}, Python {platform.python_version()}, {packages}",
         f"- {_first_line('nginx', '-v')}; {_first_line('wrk', '-v')}; {_runtimes()}",
     ]
