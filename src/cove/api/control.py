@@ -1,0 +1,47 @@
+"""What the control API drives: the engine, as one protocol. The composition root fits them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Control(Protocol):
+    """Functions and what they run, as JSON-ready dictionaries. Times are seconds since the epoch.
+
+    Methods that name a function raise `CoveError("not_found")` where there is none.
+    """
+
+    async def deploy(
+        self, archive: Path, *, name: str | None, fallback: str, progress: Callable[[str], None]
+    ) -> str:
+        """Make a version from a tar.gz and point `live` at it once it serves.
+
+        `name` is what the caller insists on; else the archive's cove.toml has it; else
+        `fallback` is it. `progress` takes one line at a time. The archive is the caller's, and
+        stays until this returns. Returns the function's name; `CoveError` where it fails, and
+        then what served before still does.
+        """
+
+    def functions(self) -> list[dict[str, Any]]:
+        """Summaries by name: name, kind, version, state, urls, isolation, driver, and the counts
+        of instances and sessions."""
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """One function: name, kind, version, state, urls, auth (`key` or `none`), isolation,
+        driver, notes, facts, limits, instances[{id, state, pid, started_at, started_by, sessions,
+        requests, version}], sessions (a count), versions[{number, state, created_at, error}]."""
+
+    def sessions(self, name: str | None) -> list[dict[str, Any]]:
+        """Running sessions, newest first: id, function, version, principal, affinity, key,
+        instance, created_at, last_at."""
+
+    async def remove(self, name: str) -> None:
+        """End a function's instances and forget it."""
+
+    def doctor(self) -> list[dict[str, Any]]:
+        """What this machine can do: name, ok, detail, hint."""
+
+    def authenticate(self, token: str) -> str | None:
+        """The subject of a valid project key, else None."""

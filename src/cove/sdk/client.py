@@ -1,0 +1,194 @@
+"""The control API as a synchronous client, on the standard library's http.client."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from cove.errors import CoveError
+from cove.sdk.archive import fallback_name, left_beside, pack
+from cove.sdk.locate import Location, locate
+
+Json = dict[str, Any]
+TIMEOUT = 60.0
+LINE = 16 * 1024**2
+
+
+class CoveClient:
+    """Speaks to one server. `timeout` is the seconds of silence that count as lost."""
+
+    def __init__(self, url: str, key: str | None, *, timeout: float = TIMEOUT) -> None:
+        self.url = url.rstrip("/")
+        self._key = key
+        self._timeout = timeout
+        parts = urlsplit(self.url)
+        try:
+            self._host, self._port = parts.hostname or "", parts.port
+        except ValueError:
+            self._host, self._port = "", None
+        self._prefix = parts.path
+        self._tls = parts.scheme == "https"
+        if parts.scheme not in ("http", "https") or not self._host:
+            raise CoveError(
+                "bad_request",
+                f"{url!r} is no server's URL",
+                hint="it looks like http://127.0.0.1:7070",
+            )
+
+    @classmethod
+    def found(cls, url: str | None = None, data: str | Path | None = None) -> CoveClient:
+        """The client for the server that options, environment and data folder mean."""
+        return cls.at(locate(url, data))
+
+    @classmethod
+    def at(cls, location: Location) -> CoveClient:
+        return cls(location.url, location.key)
+
+    def __repr__(self) -> str:
+        return f"<CoveClient {self.url}>"
+
+    def functions(self) -> list[Json]:
+        """Summaries of all functions, by name."""
+        return list(self._call("GET", "/v1/functions")["functions"])
+
+    def describe(self, name: str) -> Json:
+        """One function, whole. `not_found` if there is none."""
+        return self._call("GET", f"/v1/functions/{quote(name, safe='')}")
+
+    def remove(self, name: str) -> None:
+        """Remove a function. `not_found` if there is none."""
+        self._call("DELETE", f"/v1/functions/{quote(name, safe='')}")
+
+    def sessions(self, name: str | None = None) -> list[Json]:
+        """Running sessions, of all functions or of one."""
+        query = f"?{urlencode({'function': name})}" if name else ""
+        return list(self._call("GET", f"/v1/sessions{query}")["sessions"])
+
+    def doctor(self) -> list[Json]:
+        """What the server's machine can do."""
+        return list(self._call("GET", "/v1/doctor")["checks"])
+
+    def version(self) -> Json:
+        return self._call("GET", "/v1/version")
+
+    def deploy(
+        self,
+        path: str | Path,
+        name: str | None = None,
+        on_progress: Callable[[str], None] | None = None,
+    ) -> Json:
+        """Deploy a file or folder and return the function once it serves.
+
+        `CoveError` with the program's own last lines where it does not.
+        """
+        path = Path(path)
+        tell = on_progress or (lambda text: None)
+        if beside := left_beside(path):
+            tell(f"only {path.name} is sent; to use {', '.join(beside)}, deploy its folder")
+        with pack(path) as archive:
+            query = {"fallback": fallback_name(path)} | ({"name": name} if name else {})
+            with self._exchange(
+                "POST", f"/v1/functions?{urlencode(query)}", body=archive
+            ) as response:
+                if response.status >= 300:
+                    raise self._refusal(response)
+                return self._follow(response, tell)
+
+    def _follow(self, response: http.client.HTTPResponse, tell: Callable[[str], None]) -> Json:
+        while line := response.readline(LINE):
+            if not line.strip():
+                continue
+            event = self._json(line)
+            match event.get("event"):
+                case "progress":
+                    tell(str(event.get("text", "")))
+                case "deployed":
+                    return dict(event["function"])
+                case "error":
+                    raise CoveError.from_json(event["error"])
+        raise self._lost("it ended without saying how the deploy went")
+
+    def _call(self, method: str, target: str) -> Json:
+        with self._exchange(method, target) as response:
+            if response.status >= 300:
+                raise self._refusal(response)
+            return self._json(response.read())
+
+    @contextmanager
+    def _exchange(
+        self, method: str, target: str, body: IO[bytes] | None = None
+    ) -> Iterator[http.client.HTTPResponse]:
+        """One request on a connection of its own; socket errors become `CoveError`s."""
+        kind = http.client.HTTPSConnection if self._tls else http.client.HTTPConnection
+        connection = kind(self._host, self._port, timeout=self._timeout)
+        try:
+            try:
+                connection.connect()
+            except OSError as fault:
+                raise CoveError(
+                    "unreachable",
+                    f"no Cove server answers at {self.url}: {fault.strerror or fault}",
+                    hint="start it with `cove up`, or say where it is with --url or COVE_URL",
+                ) from fault
+            try:
+                self._send(connection, method, self._prefix + target, body)
+                yield connection.getresponse()
+            except (OSError, http.client.HTTPException) as fault:
+                raise self._lost(str(fault) or type(fault).__name__) from fault
+        finally:
+            connection.close()
+
+    def _send(
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        target: str,
+        body: IO[bytes] | None,
+    ) -> None:
+        headers: dict[str, str] = {"Accept": "application/json, application/x-ndjson"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        if body is not None:
+            headers["Content-Type"] = "application/gzip"
+            headers["Content-Length"] = str(body.seek(0, 2))
+            body.seek(0)
+        try:
+            connection.request(method, target, body=body, headers=headers)
+        except (BrokenPipeError, ConnectionResetError):
+            # A server that refuses an archive answers before it has read it: hear why.
+            if body is None:
+                raise
+
+    def _refusal(self, response: http.client.HTTPResponse) -> CoveError:
+        error = self._json(response.read(), response.status).get("error")
+        if not isinstance(error, Mapping):
+            raise self._stranger(response.status)
+        return CoveError.from_json(error)
+
+    def _json(self, text: bytes, status: int = 200) -> Json:
+        try:
+            body = json.loads(text)
+        except ValueError as fault:
+            raise self._stranger(status) from fault
+        if not isinstance(body, dict):
+            raise self._stranger(status)
+        return body
+
+    def _stranger(self, status: int) -> CoveError:
+        return CoveError(
+            "bad_gateway",
+            f"{self.url} answered {status} and not as a Cove server does",
+            hint="is something else listening there? say where Cove is with --url or COVE_URL",
+        )
+
+    def _lost(self, why: str) -> CoveError:
+        return CoveError(
+            "unreachable",
+            f"the connection to {self.url} was lost: {why}",
+            hint="a deploy under way goes on; `cove list` shows what serves",
+        )
