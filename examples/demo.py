@@ -35,7 +35,8 @@ def ms(begun: float) -> str:
 class Demo:
     def __init__(self, folder: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.address = "127.0.0.1:%d" % listener.getsockname()[1]
+            self.port = listener.getsockname()[1]
+        self.address = f"127.0.0.1:{self.port}"
         self.url = f"http://{self.address}"
         self.data = folder / "data"
         self.log = folder / "cove.log"
@@ -52,7 +53,7 @@ class Demo:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         while True:
             try:
-                connection = socket.create_connection(self.address.split(":"), 1)
+                connection = socket.create_connection(("127.0.0.1", self.port), 1)
             except OSError:
                 if self.process.poll() is not None or time.perf_counter() - begun > 30:
                     raise SystemExit("cove up did not start:\n" + self.log.read_text()) from None
