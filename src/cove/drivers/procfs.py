@@ -1,0 +1,99 @@
+"""What Linux says of processes and sockets under /proc, parsed (proc(5))."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+LISTEN = "0A"
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One line of /proc/PID/stat. `started` in clock ticks since boot tells reused ids apart."""
+
+    pid: int
+    state: str
+    parent: int
+    group: int
+    session: int
+    cpu: float
+    started: int
+    memory: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A listening TCP socket: its port, and the inode that names it in /proc/PID/fd."""
+
+    port: int
+    inode: int
+
+
+def parse_stat(text: str) -> Process:
+    """From /proc/PID/stat. The command's name may hold spaces and brackets."""
+    pid, _, rest = text.partition(" (")
+    fields = rest.rpartition(") ")[2].split()
+    ticks = os.sysconf("SC_CLK_TCK")
+    return Process(
+        pid=int(pid),
+        state=fields[0],
+        parent=int(fields[1]),
+        group=int(fields[2]),
+        session=int(fields[3]),
+        cpu=(int(fields[11]) + int(fields[12])) / ticks,
+        started=int(fields[19]),
+        memory=int(fields[21]) * os.sysconf("SC_PAGE_SIZE"),
+    )
+
+
+def processes() -> Iterator[Process]:
+    """All processes of this machine, zombies too; nothing where there is no /proc."""
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir("/proc"):
+            if name.isdigit():
+                with contextlib.suppress(OSError), open(f"/proc/{name}/stat") as f:
+                    yield parse_stat(f.read())
+
+
+def parse_listeners(table: str) -> list[Listener]:
+    """The listening sockets in the text of /proc/PID/net/tcp or tcp6."""
+    rows = (line.split() for line in table.splitlines()[1:])
+    return [
+        Listener(port=int(row[1].rpartition(":")[2], 16), inode=int(row[9]))
+        for row in rows
+        if row[3] == LISTEN
+    ]
+
+
+def listeners(pid: int | str = "self") -> list[Listener]:
+    """Listening TCP sockets, IPv4 and IPv6, in a process's network namespace."""
+    found: list[Listener] = []
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/net/{table}") as f:
+            found += parse_listeners(f.read())
+    return found
+
+
+def sockets_of(pids: Iterable[int]) -> set[int]:
+    """Inodes of the sockets that these processes hold open."""
+    found: set[int] = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    target = os.readlink(f"/proc/{pid}/fd/{name}")
+                    if target.startswith("socket:["):
+                        found.add(int(target[8:-1]))
+    return found
+
+
+def catches(pid: int, signal: int) -> bool:
+    """Whether a process has a handler for a signal; False for one that is gone."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status") as f:
+        for line in f:
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) >> (signal - 1) & 1)
+    return False
