@@ -28,6 +28,7 @@ class Layers:
         self.root.mkdir(parents=True, exist_ok=True)
         # Weak: a key's lock lives as long as somebody holds or waits for it.
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._unrecorded: set[str] = set()
         for unfinished in self.root.glob(_UNFINISHED + "*"):
             _discard(unfinished)
 
@@ -61,6 +62,7 @@ class Layers:
         async with lock:
             path = self.root / key
             if path.is_dir():
+                self._unrecorded.add(str(path))
                 return str(path), False
             unfinished = self._unfinished()
             try:
@@ -72,9 +74,14 @@ class Layers:
     def prune(self, keep: set[str]) -> list[str]:
         """Remove the layers whose paths are not in `keep`; the paths removed. Blocks.
 
-        Not to be called while a deploy is between making a layer and recording it.
+        One that this process handed out and that no `keep` has named since belongs to a deploy
+        that has yet to record it, and stays.
         """
-        gone = [str(self.root / key) for key in self._keys() if str(self.root / key) not in keep]
+        self._unrecorded -= keep
+        spared = keep | self._unrecorded
+        gone = [
+            path for path in (str(self.root / key) for key in self._keys()) if path not in spared
+        ]
         for path in gone:
             # Renamed first: a removal cut short must not leave half a layer under its name.
             doomed = self._unfinished()
@@ -94,6 +101,7 @@ class Layers:
         path = self.root / key
         if not path.is_dir():
             unfinished.rename(path)
+        self._unrecorded.add(str(path))
         return str(path)
 
 
