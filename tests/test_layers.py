@@ -6,7 +6,7 @@ Every import counts, also one inside a function: a layer that is reached late is
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 
 import pytest
@@ -36,8 +36,8 @@ ALLOWED: Mapping[str, set[str]] = {
 # The SDK costs 0.6 s and 64 MiB (DESIGN 4.1): only the client side may have it.
 SDK_USERS = {"cli"}
 
-# Programs that run inside instances, on the function's own packages. They are files to Cove, mounted
-# and never imported; so they may name the SDK, and nothing of Cove.
+# Programs that run inside instances, on the function's own packages. They are files to Cove,
+# mounted and never imported; so they may name the SDK, and nothing of Cove.
 GUESTS = {"runtimes.serve"}
 
 VAGUE = {"utils", "util", "helpers", "helper", "manager", "managers", "common", "misc"}
@@ -74,34 +74,40 @@ def imports(module: str, source: str, *, package: bool = False) -> Iterator[str]
             yield str(node.args[0].value)
 
 
-def complaints(sources: Mapping[str, str], packages: set[str] = frozenset()) -> list[str]:  # type: ignore[assignment]
+def complaints(sources: Mapping[str, str], packages: Set[str] = frozenset()) -> list[str]:
     """What breaks the rule in these modules (`cove.x.y` -> text), a sentence each."""
     found = []
     for module, source in sorted(sources.items()):
         inner = module.removeprefix("cove").removeprefix(".")
         if not inner or (module in packages and not source.strip()):
             continue
-        part = part_of(inner)
-        if part is None:
+        if part_of(inner) is None:
             found.append(f"{module} belongs to no layer: name its package in ALLOWED")
             continue
         for name in imports(module, source, package=module in packages):
-            if guest := next((each for each in GUESTS if is_or_in(name, f"cove.{each}")), None):
-                found.append(f"{module} imports {guest}, which runs inside instances only")
-            elif inner in GUESTS and is_or_in(name, "cove"):
-                found.append(f"{module} runs inside instances, where there is no {name}")
-            elif is_or_in(name, "mcp"):
-                if part not in SDK_USERS and inner not in GUESTS:
-                    found.append(f"{module} imports the MCP SDK ({name})")
-            elif is_or_in(name, "cove") and name != "cove":
-                other = part_of(name.removeprefix("cove."))
-                if other is None:
-                    # `from cove import __version__` and the like belong to everybody
-                    if name.count(".") > 1:
-                        found.append(f"{module} imports {name}, which no layer knows")
-                elif not may(part, other):
-                    found.append(f"{module} ({part}) may not import {name} ({other})")
+            if wrong := complaint(inner, name):
+                found.append(f"{module} {wrong}")
     return found
+
+
+def complaint(inner: str, name: str) -> str | None:
+    """What is wrong with `inner` (without `cove.`) importing `name`, if anything."""
+    part = part_of(inner)
+    assert part is not None
+    if is_or_in(name, "mcp"):
+        allowed = part in SDK_USERS or inner in GUESTS
+        return None if allowed else f"imports the MCP SDK ({name})"
+    if not is_or_in(name, "cove") or name == "cove":
+        return None
+    if inner in GUESTS:
+        return f"runs inside instances, where there is no {name}"
+    if any(is_or_in(name, f"cove.{guest}") for guest in GUESTS):
+        return f"imports {name}, which runs inside instances only"
+    other = part_of(name.removeprefix("cove."))
+    if other is None:
+        # `from cove import __version__` and the like belong to everybody
+        return f"imports {name}, which no layer knows" if name.count(".") > 1 else None
+    return None if may(part, other) else f"({part}) may not import {name} ({other})"
 
 
 def is_or_in(name: str, package: str) -> bool:
