@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import re
 import stat
 import tarfile
 import tempfile
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from cove.config import slug
 from cove.errors import CoveError
 from cove.sdk.ignore import Ignore
 
@@ -55,8 +55,7 @@ def fallback_name(path: Path) -> str:
     name = path.name
     if path.is_file():
         name = path.parent.name if path.stem.lower() in NAMELESS else path.stem
-    label = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:63].strip("-")
-    return label or "function"
+    return slug(name) or "function"
 
 
 def left_beside(path: Path) -> list[str]:
