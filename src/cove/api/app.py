@@ -22,7 +22,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from cove import __version__
@@ -30,6 +30,7 @@ from cove.api import replies, upload
 from cove.api.control import Control
 from cove.api.deploys import SILENCE, Deploys
 from cove.api.edge import Edge
+from cove.api.replies import Reply
 from cove.errors import CoveError
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -52,26 +53,26 @@ def create_app(
     """
     deploys = Deploys(control, uploads, limit=upload_limit, silence=silence)
 
-    async def functions(request: Request) -> JSONResponse:
-        return JSONResponse({"functions": control.functions()})
+    async def functions(request: Request) -> Reply:
+        return Reply({"functions": control.functions()})
 
-    async def describe(request: Request) -> JSONResponse:
-        return JSONResponse(control.describe(request.path_params["name"]))
+    async def describe(request: Request) -> Reply:
+        return Reply(control.describe(request.path_params["name"]))
 
-    async def remove(request: Request) -> JSONResponse:
+    async def remove(request: Request) -> Reply:
         name = request.path_params["name"]
         await control.remove(name)
-        return JSONResponse({"removed": name})
+        return Reply({"removed": name})
 
-    async def sessions(request: Request) -> JSONResponse:
+    async def sessions(request: Request) -> Reply:
         function = request.query_params.get("function") or None
-        return JSONResponse({"sessions": control.sessions(function)})
+        return Reply({"sessions": control.sessions(function)})
 
-    async def doctor(request: Request) -> JSONResponse:
-        return JSONResponse({"checks": control.doctor()})
+    async def doctor(request: Request) -> Reply:
+        return Reply({"checks": control.doctor()})
 
-    async def version(request: Request) -> JSONResponse:
-        return JSONResponse({"version": __version__, "api": "v1"})
+    async def version(request: Request) -> Reply:
+        return Reply({"version": __version__, "api": "v1"})
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

@@ -115,6 +115,6 @@ class Deploys:
             except TimeoutError:
                 yield b"\n"
                 continue
-            yield json.dumps(event, ensure_ascii=False, default=str).encode() + b"\n"
+            yield json.dumps(event).encode() + b"\n"
             if event["event"] in LAST:
                 return

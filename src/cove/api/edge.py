@@ -11,11 +11,10 @@ import uuid
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cove.api.control import Control
-from cove.api.replies import refusal, unexpected
+from cove.api.replies import Reply, refusal, unexpected
 from cove.errors import CoveError
 
 log = structlog.get_logger(__name__)
@@ -56,7 +55,7 @@ class Edge:
                 raise
             await refusal(unexpected(request_id))(scope, receive, marked)
 
-    def _refuse(self, path: str, headers: Headers) -> JSONResponse | None:
+    def _refuse(self, path: str, headers: Headers) -> Reply | None:
         """The 401 for a `/v1` request without a valid key (RFC 6750 section 3)."""
         if path != GUARDED and not path.startswith(GUARDED + "/"):
             return None

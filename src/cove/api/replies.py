@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -13,12 +14,19 @@ from cove.errors import CoveError
 ROUTES = "GET /v1/functions lists functions; the routes are in cove/api/app.py"
 
 
+class Reply(JSONResponse):
+    """JSON in ASCII: what strangers sent as a key may be text that UTF-8 does not have."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+
+
 def body(error: CoveError) -> dict[str, Any]:
     return {"error": error.to_json()}
 
 
-def refusal(error: CoveError, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(body(error), error.status, headers)
+def refusal(error: CoveError, headers: dict[str, str] | None = None) -> Reply:
+    return Reply(body(error), error.status, headers)
 
 
 def unexpected(request_id: str) -> CoveError:
@@ -30,13 +38,13 @@ def unexpected(request_id: str) -> CoveError:
     )
 
 
-async def known(request: Request, fault: Exception) -> JSONResponse:
+async def known(request: Request, fault: Exception) -> Reply:
     """Starlette's handler for `CoveError`."""
     assert isinstance(fault, CoveError)
     return refusal(fault)
 
 
-async def unrouted(request: Request, fault: Exception) -> JSONResponse:
+async def unrouted(request: Request, fault: Exception) -> Reply:
     """Starlette's handler for what its router refuses: no such route, or not that method."""
     assert isinstance(fault, HTTPException)
     headers = dict(fault.headers or {})
