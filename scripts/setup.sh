@@ -20,8 +20,8 @@ have() { command -v "$1" >/dev/null 2>&1; }
 apt_install() {
     local try
     for try in 1 2 3; do
-        if RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
-            --no-install-recommends "$@" >"$log" 2>&1; then
+        if RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=120 \
+            install -y -qq --no-install-recommends "$@" >"$log" 2>&1; then
             return 0
         fi
         [ "$try" = 3 ] && break
@@ -103,12 +103,15 @@ system_parts() {
     have runc || have crun || missing+=(runc)
     have curl || missing+=(curl)
     [ ${#missing[@]} = 0 ] && return 0
-    if can_install; then
+    # one failed attempt is enough: every target comes through here
+    if can_install && [ ! -e .venv/.cove-system-failed ]; then
         say "installing ${missing[*]}"
-        apt_install "${missing[@]}" ||
-            say "without ${missing[*]}: functions run unisolated (process), see: cove doctor"
+        apt_install "${missing[@]}" || {
+            touch .venv/.cove-system-failed
+            say "without ${missing[*]} some of Cove does not work, see: .venv/bin/cove doctor"
+        }
         # the faster of the two where the release has it; Cove probes both and takes what works
-        have crun || apt_install crun || true
+        have crun || apt_install crun 2>/dev/null || true
     elif ! have runc && ! have crun; then
         say "no OCI runtime: functions will run unisolated (process)." \
             "For containers, as root: apt-get install -y runc"
