@@ -26,6 +26,7 @@ Progress = Callable[[str], None]
 
 _SHELL = re.compile(r"[|&;<>()$`\n*?~{}!]|^\s*\w+=|(^|\s)#")
 _SEVERAL = re.compile(r"[|&;<>()`\n{}!]|^\s*\w+=|^\s*(exec|cd|if|for|while|set|export)\b")
+_FRAMEWORKS = ("fastapi", "starlette", "quart", "litestar")
 _PATHS = {"http": "/mcp", "sse": "/sse"}
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -59,43 +60,35 @@ def settle(source: Source, needs: Requirements) -> Requirements:
     asked for, `mcp<2` where the source needs the first one, uvicorn for a web object."""
     notes = list(needs.notes)
     lines, constraints = list(needs.lines), list(needs.constraints)
-    asks = needs.origin or "nothing"
     speaks_v1 = next((str(m.path) for m in source.modules if m.speaks_v1), "")
     serves = any(module.serves_mcp for module in source.modules)
-    fastmcp = any(_imports(source, "fastmcp"))
+    why = f"{speaks_v1} needs the SDK's first version"
     if source.spec.kind == "mcp" and serves and not (needs.get("mcp") or needs.get("fastmcp")):
         # The package fastmcp brings its own mcp; asking for both could only contradict it.
-        added = "fastmcp" if fastmcp and not speaks_v1 else "mcp<2" if speaks_v1 else "mcp"
-        lines.append(added)
-        why = f", because {speaks_v1} needs the SDK's first version" if speaks_v1 else ""
-        notes.append(f"{asks} is declared without an MCP SDK: {added} is added{why}")
+        fastmcp = _imports(source, "fastmcp") and not speaks_v1
+        lines.append("fastmcp" if fastmcp else "mcp<2" if speaks_v1 else "mcp")
+        notes.append(_added(needs, "MCP SDK", lines[-1:]) + (f" ({why})" if speaks_v1 else ""))
     elif speaks_v1 and not _decided(needs.get("mcp")):
         constraints.append("mcp<2")
-        notes.append(f"mcp is resolved as mcp<2: {speaks_v1} needs the SDK's first version")
-    web_object = source.spec.kind == "web" and source.is_object
-    if web_object and not needs.get("uvicorn"):
-        lines.append("uvicorn")
-        notes.append(f"{asks} is declared without uvicorn, which serves the app: it is added")
-    if not needs.origin and (web_object and len(lines) == 1):
-        lines += _frameworks(source)
+        notes.append(f"mcp is resolved as mcp<2: {why}")
+    if source.spec.kind == "web" and source.is_object and not needs.get("uvicorn"):
+        frameworks = [] if needs.origin else [f for f in _FRAMEWORKS if _imports(source, f)]
+        lines += [*frameworks, "uvicorn"]
+        notes.append(_added(needs, "uvicorn", [*frameworks, "uvicorn"]))
     return dataclasses.replace(
         needs, lines=tuple(lines), constraints=tuple(constraints), notes=tuple(notes)
     )
 
 
-def _frameworks(source: Source) -> list[str]:
-    """The framework of a web app that declares nothing at all."""
-    known = ("fastapi", "starlette", "quart", "litestar")
-    return [name for name in known if any(_imports(source, name))]
+def _added(needs: Requirements, what: str, added: list[str]) -> str:
+    lack = f"{needs.origin} names no {what}" if needs.origin else "no dependencies are declared"
+    return f"{lack}: {' and '.join(added)} added"
 
 
-def _imports(source: Source, package: str) -> list[str]:
-    return [
-        name
-        for module in source.modules
-        for name in module.imports
-        if name.split(".")[0] == package
-    ]
+def _imports(source: Source, package: str) -> bool:
+    return any(
+        name.split(".")[0] == package for module in source.modules for name in module.imports
+    )
 
 
 def _decided(asked: list[Requirement]) -> bool:

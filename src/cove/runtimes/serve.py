@@ -97,11 +97,12 @@ def _load(entry: str) -> Any:
 
 
 def _import(name: str, file: str) -> Any:
-    if name != "__main__":
+    if name not in sys.modules:
         return importlib.import_module(name)
-    # That name is taken by this program.
-    spec = importlib.util.spec_from_file_location("cove_main", file)
-    if spec is None or spec.loader is None or not os.path.exists(file):
+    # A file called like what runs already, such as __main__.py or site.py, is loaded by its path.
+    path = file if os.path.exists(file) else os.path.join("src", file)
+    spec = importlib.util.spec_from_file_location("cove_main", os.path.abspath(path))
+    if spec is None or spec.loader is None or not os.path.exists(path):
         raise ModuleNotFoundError(name=name)
     module = importlib.util.module_from_spec(spec)
     sys.modules["cove_main"] = module
@@ -151,12 +152,7 @@ def _mcp_app(target: Any, args: argparse.Namespace) -> Any:
     """An ASGI app for whatever serves MCP, newest kinds first."""
     sse = args.transport == "sse"
     if hasattr(target, "http_app"):  # the package fastmcp, 2.3 and later
-        return _call(
-            target.http_app,
-            path=args.path,
-            transport="sse" if sse else "http",
-            **({} if sse else {"session_idle_timeout": args.session_idle + _SLACK}),
-        )
+        return target.http_app(path=args.path, transport="sse" if sse else "http")
     settings = getattr(target, "settings", None)
     if hasattr(settings, "streamable_http_path"):  # FastMCP of mcp 1.x
         return _fastmcp_app(target, settings, args)

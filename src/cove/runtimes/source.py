@@ -181,6 +181,12 @@ def _choose(module: Module, names: tuple[str, ...], preferred: tuple[str, ...], 
 
 def _object(spec: FunctionSpec, folder: Path, module: Module, name: str) -> Source:
     """An object to serve, unless importing its module would already start it."""
+    if module.serves_mcp and (module.path.name in {"mcp.py", "fastmcp.py"}):
+        raise CoveError(
+            "bad_source",
+            f"{module.path} hides the package {module.path.stem} that it imports",
+            hint="give the file another name, server.py for example",
+        )
     stray = next((run for run in module.runs if not run.guarded), None)
     disarm = note = ""
     if stray is not None:
