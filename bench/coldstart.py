@@ -16,7 +16,7 @@ from processes import pss, tree
 from rows import Budget, percentile
 
 WEATHER = Path(__file__).parent.parent / "examples" / "weather"
-TOOL, ARGUMENTS = "get_forecast", {"city": "Oslo"}
+TOOL, ARGUMENTS = "forecast", {"city": "Bergen"}
 MIB = 1024**2
 
 PLAIN = "import sys; from server import mcp; mcp.run('streamable-http', port=int(sys.argv[1]))"

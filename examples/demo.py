@@ -101,11 +101,11 @@ class Demo:
     async def call(self) -> None:
         begun = time.perf_counter()
         async with Client(f"{self.url}/fn/weather/mcp") as client:
-            text = await forecast(client, "Oslo")
-            say("cold", f"{text!r} after {ms(begun)}, from no process at all")
+            text = await forecast(client, "Bergen")
+            say("cold", f"{text}  ({ms(begun)}, from no process at all)")
             begun = time.perf_counter()
-            text = await forecast(client, "Lima")
-            say("warm", f"{text!r} after {ms(begun)}")
+            text = await forecast(client, "Lisbon")
+            say("warm", f"{text}  ({ms(begun)})")
         [instance] = self.instances()
         say("running", f"one instance, process {instance['pid']}, {instance['state']}")
 
@@ -122,10 +122,11 @@ class Demo:
 
 
 async def forecast(client: Client, city: str) -> str:
-    result = await client.call_tool("get_forecast", {"city": city})
-    if result.is_error or city not in (text := str(getattr(result.content[0], "text", ""))):
-        raise SystemExit(f"get_forecast({city!r}) answered {result!r}")
-    return text
+    result = await client.call_tool("forecast", {"city": city})
+    told = result.structured_content or {}
+    if result.is_error or told.get("city") != city:
+        raise SystemExit(f"forecast({city!r}) answered {result!r}")
+    return f"{city}: {told['celsius']} °C, {told['summary']}"
 
 
 def main() -> None:
