@@ -18,7 +18,7 @@ from cove.sandbox.idmap import unmount
 from cove.sandbox.layers import Layers
 from cove.sandbox.netns import NetworkNamespace
 from cove.sandbox.oci import oci_config
-from cove.sandbox.rootfs import Skeleton, build, survey
+from cove.sandbox.rootfs import Skeleton, build, reachable, survey
 from cove.sandbox.spec import APP, DEPS, HOME, SERVE, TMP, USER, Bind, Sandbox
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -144,6 +144,17 @@ def _oom_score() -> int:
     return OOM_SCORE_ABOVE_OURS
 
 
-def lowest_common_home(state: Path) -> Path:
-    """Where skeletons lie when ids other than root cannot walk down to `state`."""
-    return Path("/run/cove") / f"{os.stat(state).st_dev:x}-{os.stat(state).st_ino:x}"
+def roots_for(state: Path) -> Path:
+    """The folder for skeletons, which ids other than root must be able to walk down to.
+
+    Below `state`, or below /run where some folder above `state` is closed to them. Made here.
+    """
+    if reachable(str(state)):
+        ways = [state / "roots"]
+    else:
+        info = os.stat(state)
+        ways = [Path("/run/cove"), Path("/run/cove") / f"{info.st_dev:x}-{info.st_ino:x}"]
+    for way in ways:
+        way.mkdir(exist_ok=True)
+        way.chmod(0o711)
+    return ways[-1]

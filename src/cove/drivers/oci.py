@@ -11,7 +11,7 @@ import socket
 from pathlib import Path
 
 from cove.drivers.base import Exit, Launch, Usage
-from cove.drivers.bundle import Bundle, Ground, lowest_common_home
+from cove.drivers.bundle import Bundle, Ground, roots_for
 from cove.drivers.exits import Orphans, become_subreaper, exit_of
 from cove.drivers.loopback import dial, only_other
 from cove.drivers.procfs import catches, listeners
@@ -22,7 +22,6 @@ from cove.model import Isolation
 from cove.sandbox.cgroup import host_hierarchies
 from cove.sandbox.ids import IdRanges
 from cove.sandbox.layers import Layers
-from cove.sandbox.rootfs import reachable
 
 CGROUP_PATIENCE = 2.0  # seconds for the kernel to let go of an empty cgroup
 
@@ -117,7 +116,7 @@ class OciDriver:
         self.runtime = runtime
         self._ground = Ground(
             state=state,
-            roots=state / "roots" if reachable(str(state)) else lowest_common_home(state),
+            roots=roots_for(state),
             serve=serve,
             cgroup_parent=cgroup_parent.strip("/"),
             host=host,

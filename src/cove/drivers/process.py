@@ -152,7 +152,7 @@ class ProcessDriver:
         )
         scratch = await asyncio.to_thread(tempfile.mkdtemp, prefix="cove-home-")
         try:
-            os.mkdir(f"{scratch}/tmp")
+            os.mkdir(f"{scratch}/temporary")
             child = await asyncio.create_subprocess_exec(
                 *argv,
                 cwd=launch.code,
@@ -201,6 +201,6 @@ def _environment(wanted: dict[str, str], scratch: str, port: int) -> dict[str, s
         "USER": "cove",
         "LOGNAME": "cove",
         "LANG": "C.UTF-8",
-        "TMPDIR": f"{scratch}/tmp",
+        "TMPDIR": f"{scratch}/temporary",
     }
     return {**defaults, **wanted, "HOME": scratch, "PORT": str(port)}

@@ -1,0 +1,442 @@
+"""The contract of drivers (cove.drivers.base), run over every implementation."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import socket
+import sys
+import tempfile
+import uuid
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cove.drivers.base import Driver, Launch, Running
+from cove.drivers.fake import FakeDriver
+from cove.drivers.oci import OciDriver
+from cove.drivers.probe import probe
+from cove.drivers.process import ProcessDriver
+from cove.errors import CoveError
+from cove.model import MIB, Interpreter, Limits
+
+BOUND = 20.0  # seconds for anything that is waited for
+
+SERVE = """
+import json, os, socket, sys
+listener = socket.create_server(("127.0.0.1", int(os.environ["PORT"])))
+print("ready", flush=True)
+while True:
+    caller, _ = listener.accept()
+    caller.recv(65536)
+    said = json.dumps({"argv": sys.argv, "env": dict(os.environ), "cwd": os.getcwd()}).encode()
+    caller.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n%b" % (len(said), said))
+    caller.close()
+"""
+MUTE = """
+import time
+print("ready", flush=True)
+time.sleep(600)
+"""
+ELSEWHERE = """
+import socket, time
+one = socket.create_server((%r, 0), family=socket.%s)
+print("ready", flush=True)
+while True:
+    caller, _ = one.accept()
+    caller.recv(65536)
+    caller.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\n\\r\\n{}")
+    caller.close()
+"""
+TWO_PORTS = """
+import socket, time
+listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+print("ready", flush=True)
+time.sleep(600)
+"""
+POLITE = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
+print("ready", flush=True)
+time.sleep(600)
+"""
+STUBBORN = """
+import os, signal, time
+signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"no\\n"))
+print("ready", flush=True)
+while True:
+    time.sleep(600)
+"""
+LITTER = """
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        print("ready", flush=True)
+        time.sleep(600)
+    time.sleep(600)
+time.sleep(600)
+"""
+
+Program = tuple[Running, asyncio.StreamReader]
+
+
+def interpreter() -> Interpreter:
+    return Interpreter(os.path.realpath(sys.executable), sys.base_prefix, "3")
+
+
+class Rig:
+    """A driver, programs for it, and a look at what they leave on this machine."""
+
+    def __init__(self, driver: Driver, folder: Path) -> None:
+        self.driver = driver
+        self.mark = f"MARK={uuid.uuid4().hex}"
+        self._folder = folder
+        self._open: list[Any] = []
+
+    @property
+    def fake(self) -> bool:
+        return isinstance(self.driver, FakeDriver)
+
+    def launch(self, source: str = SERVE, **changes: Any) -> Launch:
+        name = uuid.uuid4().hex[:8]
+        code = self._folder / name
+        code.mkdir()
+        (code / "program.py").write_text(source)
+        key, _, value = self.mark.partition("=")
+        made = Launch(
+            id=f"t-{name}",
+            function="t",
+            version=1,
+            argv=(interpreter().executable, "-S", "{app}/program.py"),
+            env={key: value},
+            port=9000,
+            code=str(code),
+            deps=None,
+            interpreter=interpreter(),
+            limits=Limits(cpu=0.5, memory=64 * MIB, pids=32),
+            output=-1,
+        )
+        return dataclasses.replace(made, **changes)
+
+    async def start(self, launch: Launch) -> Program:
+        """Start, its output a pipe whose reader is returned; not waited for until it is ready."""
+        read, write = os.pipe()
+        reader = asyncio.StreamReader()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read, "rb")
+        )
+        self._open.append(transport)
+        try:
+            running = await self.driver.start(dataclasses.replace(launch, output=write))
+        finally:
+            os.close(write)
+        return running, reader
+
+    async def ready(self, launch: Launch) -> Program:
+        running, lines = await self.start(launch)
+        if not self.fake:
+            assert await asyncio.wait_for(lines.readline(), BOUND) == b"ready\n"
+        return running, lines
+
+    def alive(self) -> list[int]:
+        """Processes of this machine that carry the mark of this test's launches."""
+        found = []
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                if self.mark.encode() in Path("/proc", name, "environ").read_bytes().split(b"\0"):
+                    found.append(int(name))
+        return found
+
+    def footprint(self) -> dict[str, object]:
+        """What starts could leave: mounts, cgroups, folders, namespaces and pidfds held open."""
+        fds = []
+        for fd in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                fds.append(os.readlink(f"/proc/self/fd/{fd}"))
+        state = self._folder / "state"
+        with contextlib.suppress(FileNotFoundError):
+            state = Path("/run/cove", f"{state.stat().st_dev:x}-{state.stat().st_ino:x}")
+        return {
+            "processes": self.alive(),
+            "mounts": [x for x in mountinfo() if str(self._folder) in x or "/run/cove" in x],
+            "cgroups": [str(p) for p in Path("/sys/fs/cgroup").glob("*/cove-contract*/t-*")],
+            "homes": len(list(Path(tempfile.gettempdir()).glob("cove-home-*"))),
+            "bundles": sorted(str(p) for p in (self._folder / "state" / "bundles").glob("*")),
+            "held": sorted(x for x in fds if x.startswith(("net:", "anon_inode:[pidfd]"))),
+        }
+
+    def close(self) -> None:
+        for one in self._open:
+            one.close()
+
+
+def mountinfo() -> list[str]:
+    return Path("/proc/self/mountinfo").read_text().splitlines()
+
+
+@pytest.fixture(scope="session")
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The container runtime of this machine; skips where there is none."""
+    with ThreadPoolExecutor(1) as pool:
+        found, checks = pool.submit(asyncio.run, probe(tmp_path_factory.mktemp("probe"))).result()
+    if found is None:
+        pytest.skip("; ".join(f"{check.name}: {check.detail}" for check in checks))
+    return found
+
+
+@pytest.fixture(params=["process", "oci", "fake"])
+async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Rig]:
+    serve = tmp_path / "serve.py"
+    serve.write_text("# stands for Cove's own serving program\n")
+    driver: Driver
+    if request.param == "process":
+        driver = ProcessDriver(serve)
+    elif request.param == "fake":
+        driver = FakeDriver()
+    else:
+        driver = OciDriver(
+            request.getfixturevalue("runtime"), tmp_path / "state", serve, "cove-contract"
+        )
+    made = Rig(driver, tmp_path)
+    yield made
+    await driver.close()
+    assert made.alive() == []
+    made.close()
+    assert list(Path("/sys/fs/cgroup").glob("*/cove-contract")) == []
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.fixture
+def programs(rig: Rig) -> Rig:
+    """A rig whose driver runs programs."""
+    if rig.fake:
+        pytest.skip("its instances are not programs")
+    return rig
+
+
+async def ask(running: Running, path: str = "/") -> dict[str, Any]:
+    """One request over one connection of the instance's."""
+    made = await running.connect()
+    reader, writer = await asyncio.open_connection(sock=made)
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: t\r\n\r\n".encode())
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), BOUND)
+        size = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+        answer: dict[str, Any] = json.loads(await reader.readexactly(size))
+        return answer
+    finally:
+        writer.close()
+
+
+async def gone(running: Running) -> Any:
+    return await asyncio.wait_for(asyncio.shield(running.exited), BOUND)
+
+
+async def test_an_instance_answers_on_a_connected_nonblocking_socket(rig: Rig) -> None:
+    running, _ = await rig.ready(rig.launch())
+    assert await ask(running)
+    made = await running.connect()
+    assert made.getblocking() is False
+    assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    made.close()
+    assert len(running.ports()) == 1
+    assert not running.exited.done()
+
+
+async def test_connecting_is_refused_after_the_exit(rig: Rig) -> None:
+    running, _ = await rig.ready(rig.launch())
+    await running.stop(0.0)
+    with pytest.raises(ConnectionRefusedError):
+        await running.connect()
+    assert running.ports() == []
+
+
+async def test_connecting_is_refused_while_nothing_listens(programs: Rig) -> None:
+    running, _ = await programs.ready(programs.launch(MUTE))
+    with pytest.raises(ConnectionRefusedError):
+        await running.connect()
+    assert running.ports() == []
+
+
+@pytest.mark.parametrize(
+    ("address", "family"), [("127.0.0.1", "AF_INET"), ("0.0.0.0", "AF_INET"), ("::1", "AF_INET6")]
+)
+async def test_a_program_that_ignores_its_port_is_found(
+    programs: Rig, address: str, family: str
+) -> None:
+    running, _ = await programs.ready(programs.launch(ELSEWHERE % (address, family)))
+    assert await ask(running) == {}
+
+
+async def test_two_other_ports_are_one_too_many_to_guess(programs: Rig) -> None:
+    running, _ = await programs.ready(programs.launch(TWO_PORTS))
+    assert len(running.ports()) == 2
+    with pytest.raises(ConnectionRefusedError):
+        await running.connect()
+
+
+async def test_the_exit_code_is_reported(programs: Rig) -> None:
+    running, _ = await programs.start(programs.launch("raise SystemExit(7)"))
+    how = await gone(running)
+    assert (how.code, how.signal, how.oom) == (7, None, False)
+
+
+async def test_the_signal_that_ended_it_is_reported(programs: Rig) -> None:
+    running, _ = await programs.ready(programs.launch(MUTE))
+    os.kill(running.pid, 9)
+    how = await gone(running)
+    assert (how.code, how.signal, how.oom) == (None, 9, False)
+
+
+async def test_what_it_prints_reaches_the_descriptor(programs: Rig) -> None:
+    source = "import sys; print('out', flush=True); print('err', file=sys.stderr, flush=True)"
+    running, lines = await programs.start(programs.launch(source))
+    await gone(running)
+    assert await asyncio.wait_for(lines.read(), BOUND) == b"out\nerr\n"
+
+
+async def test_stopping_twice_and_at_once_gives_one_exit(rig: Rig) -> None:
+    running, _ = await rig.ready(rig.launch())
+    one, two = await asyncio.gather(running.stop(1.0), running.stop(1.0))
+    assert one == two == await running.stop(1.0) == await gone(running)
+
+
+async def test_a_stopped_instance_leaves_nothing(rig: Rig) -> None:
+    before = rig.footprint()
+    running, _ = await rig.ready(rig.launch())
+    assert rig.fake or rig.footprint() != before
+    await running.stop(0.0)
+    assert rig.footprint() == before
+
+
+async def test_a_crashed_instance_leaves_nothing(programs: Rig) -> None:
+    before = programs.footprint()
+    running, _ = await programs.start(programs.launch("raise SystemExit(1)"))
+    await gone(running)
+    assert programs.footprint() == before
+
+
+async def test_daemons_that_left_the_session_end_with_the_first_process(programs: Rig) -> None:
+    running, _ = await programs.ready(programs.launch(LITTER))
+    assert len(programs.alive()) == 3
+    os.kill(running.pid, 9)
+    await gone(running)
+    assert programs.alive() == []
+
+
+async def test_a_program_that_handles_term_ends_its_own_way(programs: Rig) -> None:
+    running, _ = await programs.ready(programs.launch(POLITE))
+    how = await asyncio.wait_for(running.stop(BOUND), BOUND)
+    assert (how.code, how.signal) == (5, None)
+
+
+async def test_a_program_that_ignores_term_is_killed_after_grace(programs: Rig) -> None:
+    running, lines = await programs.ready(programs.launch(STUBBORN))
+    how = await asyncio.wait_for(running.stop(0.2), BOUND)
+    assert how.signal == 9
+    assert await lines.readline() == b"no\n"
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.002, 0.01, 0.03])
+async def test_a_cancelled_start_leaves_nothing(rig: Rig, delay: float) -> None:
+    before = rig.footprint()
+    start = asyncio.ensure_future(rig.driver.start(rig.launch(MUTE, output=devnull())))
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(start), delay)
+    start.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await (await start).stop(0.0)
+    assert {**rig.footprint(), "held": ()} == {**before, "held": ()}
+
+
+def devnull() -> int:
+    return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+
+
+async def test_a_command_that_does_not_exist_fails_the_start(programs: Rig) -> None:
+    before = programs.footprint()
+    with pytest.raises(CoveError) as failed:
+        await programs.driver.start(programs.launch(argv=("/no/such",), output=devnull()))
+    assert failed.value.code == "start_failed"
+    assert "/no/such" in failed.value.message
+    assert failed.value.hint
+    assert programs.footprint() == before
+
+
+async def test_a_place_that_the_launch_lacks_fails_the_start(programs: Rig) -> None:
+    before = programs.footprint()
+    with pytest.raises(CoveError, match="deps"):
+        await programs.driver.start(programs.launch(argv=("{deps}/bin/python",), output=devnull()))
+    assert programs.footprint() == before
+
+
+async def test_twenty_start_at_once_and_answer_each_for_itself(rig: Rig) -> None:
+    launches = [rig.launch(env={"MARK": rig.mark[5:], "WHO": str(n)}) for n in range(20)]
+    started = await asyncio.wait_for(asyncio.gather(*map(rig.ready, launches)), 3 * BOUND)
+    answers = await asyncio.gather(*(ask(running) for running, _ in started))
+    if rig.fake:
+        assert [a["instance"] for a in answers] == [launch.id for launch in launches]
+    else:
+        assert [a["env"]["WHO"] for a in answers] == [str(n) for n in range(20)]
+    await asyncio.wait_for(asyncio.gather(*(r.stop(0.0) for r, _ in started)), 3 * BOUND)
+
+
+async def test_coves_own_environment_stays_outside(
+    programs: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COVE_KEY", "secret")
+    running, _ = await programs.ready(programs.launch())
+    env = (await ask(running))["env"]
+    # What Python itself adds when LANG is the C locale does not count as Cove's.
+    expected = {"PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "LANG", "PORT", "MARK"}
+    assert set(env) - {"LC_CTYPE"} == expected
+
+
+async def test_places_are_filled_in_and_other_braces_survive(programs: Rig) -> None:
+    deps = Path(programs.launch().code)
+    base = programs.launch()
+    args = ("{deps}/x", "{serve}", "{port}", '{"json": {}}', "{nope}")
+    env = {**base.env, "PYTHONPATH": "{app}:{deps}", "J": "{a}"}
+    launch = dataclasses.replace(base, argv=(*base.argv, *args), env=env, deps=str(deps))
+    running, _ = await programs.ready(launch)
+    said = await ask(running)
+    program, deps_x, serve, port, *rest = said["argv"]
+    assert rest == ['{"json": {}}', "{nope}"]
+    assert program == f"{said['cwd']}/program.py"
+    assert said["env"]["PYTHONPATH"] == f"{said['cwd']}:{deps_x.removesuffix('/x')}"
+    assert said["env"]["J"] == "{a}"
+    assert serve.endswith("/serve.py")
+    assert port == said["env"]["PORT"]
+
+
+async def test_usage_counts_while_it_runs_and_not_after(programs: Rig) -> None:
+    source = "x = sum(i * i for i in range(2_000_000))\n" + MUTE
+    running, _ = await programs.ready(programs.launch(source))
+    used = running.usage()
+    assert used.cpu > 0.05
+    assert MIB < used.memory < 64 * MIB
+    await running.stop(0.0)
+    assert (running.usage().cpu, running.usage().memory) == (0.0, 0)
+
+
+async def test_throttling_twice_or_after_the_exit_does_no_harm(rig: Rig) -> None:
+    running, _ = await rig.ready(rig.launch())
+    running.throttle()
+    running.throttle()
+    assert await ask(running)
+    await running.stop(0.0)
+    running.throttle()
+
+
+async def test_closing_the_driver_ends_what_runs(rig: Rig) -> None:
+    running, _ = await rig.ready(rig.launch())
+    await asyncio.wait_for(rig.driver.close(), BOUND)
+    assert running.exited.done()
+    assert rig.alive() == []

@@ -1,0 +1,136 @@
+"""How ends are learnt of processes that Cove did not fork, and orphans buried."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import select
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import BOUND
+
+from cove.drivers.base import Exit
+from cove.drivers.exits import (
+    ABANDONED_AFTER,
+    Orphans,
+    Zombie,
+    abandoned,
+    become_subreaper,
+    exit_of,
+    from_status,
+    zombies,
+)
+from cove.drivers.procfs import parse_listeners, parse_stat, processes
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pidfds are Linux's")
+
+KERNEL = tuple(int(part) for part in platform.release().split(".")[:2] if part.isdigit())
+
+
+def ended(pidfd: int) -> None:
+    assert select.select([pidfd], [], [], BOUND)[0]
+
+
+def orphan(script: str) -> int:
+    """A pidfd of a grandchild of ours whose parent has gone. It reads `go` from its stdin."""
+    shell = f"({script}) <&0 & echo $!"
+    said = subprocess.run(
+        ["sh", "-c", shell], stdin=subprocess.PIPE, capture_output=True, text=True, timeout=BOUND
+    )
+    return int(said.stdout)
+
+
+@pytest.mark.parametrize(
+    ("script", "how"), [("exit 9", Exit(code=9)), ("kill -KILL $$", Exit(signal=9))]
+)
+def test_a_childs_end_is_read_from_its_pidfd(script: str, how: Exit) -> None:
+    child = subprocess.Popen(["sh", "-c", script])
+    pidfd = os.pidfd_open(child.pid)
+    try:
+        ended(pidfd)
+        assert exit_of(pidfd) == how
+    finally:
+        os.close(pidfd)
+        child.wait()
+
+
+@pytest.mark.skipif(KERNEL < (6, 15), reason="PIDFD_GET_INFO tells exits from Linux 6.15")
+def test_the_end_of_somebody_elses_child_is_read_from_its_pidfd() -> None:
+    parent = subprocess.Popen(
+        ["sh", "-c", "sh -c 'read x; exit 9' <&3 & echo $!; wait"],
+        stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: os.dup2(0, 3),
+        close_fds=False,
+    )
+    assert parent.stdin is not None
+    assert parent.stdout is not None
+    pidfd = os.pidfd_open(int(parent.stdout.readline()))
+    try:
+        parent.stdin.close()
+        parent.wait(BOUND)
+        ended(pidfd)
+        assert exit_of(pidfd) == Exit(code=9)
+    finally:
+        os.close(pidfd)
+        parent.stdout.close()
+
+
+def test_an_orphan_is_buried_once_nobody_has_waited_for_it() -> None:
+    assert become_subreaper()
+    pid = orphan("exec sleep 0.05")
+    pidfd = os.pidfd_open(pid)
+    ended(pidfd)
+    os.close(pidfd)
+    orphans = Orphans()
+    assert pid not in orphans.sweep(0.0)
+    assert pid not in orphans.sweep(ABANDONED_AFTER - 1)
+    assert Path(f"/proc/{pid}").exists()
+    assert pid in orphans.sweep(ABANDONED_AFTER)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+async def test_a_child_that_is_waited_for_keeps_its_exit_code() -> None:
+    become_subreaper()
+    orphans = Orphans()
+    child = await asyncio.create_subprocess_exec("sh", "-c", "exit 3")
+    orphans.sweep(0.0)
+    assert await asyncio.wait_for(child.wait(), BOUND) == 3
+    assert child.pid not in orphans.sweep(ABANDONED_AFTER)
+
+
+def test_a_reused_id_starts_a_new_wait() -> None:
+    seen = {Zombie(7, 100): 0.0, Zombie(8, 100): 5.0}
+    assert abandoned(seen, ABANDONED_AFTER) == [Zombie(7, 100)]
+
+
+def test_only_dead_children_of_the_parent_are_zombies() -> None:
+    me = next(one for one in processes() if one.pid == os.getpid())
+    assert zombies([me], me.parent) == []
+
+
+def test_status_words_are_read_as_wait_does() -> None:
+    assert from_status(3 << 8) == Exit(code=3)
+    assert from_status(15) == Exit(signal=15)
+
+
+def test_a_name_with_spaces_and_brackets_does_not_confuse_the_stat_line() -> None:
+    line = Path("/proc/self/stat").read_text()
+    _, _, rest = line.partition(" (")
+    odd = f"7 (a) b (c) {rest.rpartition(') ')[2]}"
+    read = parse_stat(odd)
+    assert (read.pid, read.parent, read.state) == (7, os.getppid(), "R")
+
+
+def test_listening_sockets_are_told_from_the_rest() -> None:
+    table = (
+        "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt uid timeout inode\n"
+        "   0: 0100007F:2328 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 4711 1\n"
+        "   1: 0100007F:2329 0100007F:0050 01 00000000:00000000 00:00000000 00000000 0 0 4712 1\n"
+    )
+    assert [(one.port, one.inode) for one in parse_listeners(table)] == [(9000, 4711)]

@@ -1,0 +1,125 @@
+"""The process driver: what it promises although it isolates nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from conftest import BOUND, launch_of
+
+import cove
+from cove.drivers.process import ProcessDriver
+
+WAIT = "import time; time.sleep(600)"
+
+
+@pytest.fixture
+async def driver(tmp_path: Path) -> AsyncIterator[ProcessDriver]:
+    made = ProcessDriver(tmp_path / "serve.py")
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+def silent() -> int:
+    return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+async def test_somebody_elses_listener_on_the_port_is_not_the_instance(
+    driver: ProcessDriver, silent: int, tmp_path: Path
+) -> None:
+    running = await driver.start(launch_of(tmp_path, WAIT, output=silent))
+    with socket.create_server(("127.0.0.1", running.port)):
+        with pytest.raises(ConnectionRefusedError):
+            await running.connect()
+        assert running.ports() == []
+
+
+async def test_its_home_and_temporary_folder_are_its_own_and_go_with_it(
+    driver: ProcessDriver, silent: int, tmp_path: Path
+) -> None:
+    source = f"""
+import os, tempfile
+open(os.path.expanduser("~/x"), "w").close()
+open({str(tmp_path / "said")!r}, "w").write(os.environ["HOME"] + " " + tempfile.mkdtemp())
+"""
+    running = await driver.start(launch_of(tmp_path, source, output=silent))
+    await asyncio.wait_for(asyncio.shield(running.exited), BOUND)
+    home, temporary = (tmp_path / "said").read_text().split()
+    assert temporary.startswith(home)
+    assert not Path(home).exists()
+
+
+async def test_it_leads_a_session_of_its_own(
+    driver: ProcessDriver, silent: int, tmp_path: Path
+) -> None:
+    running = await driver.start(launch_of(tmp_path, WAIT, output=silent))
+    assert os.getsid(running.pid) == os.getpgid(running.pid) == running.pid
+
+
+async def test_no_two_instances_are_told_the_same_port(
+    driver: ProcessDriver, silent: int, tmp_path: Path
+) -> None:
+    launches = [launch_of(tmp_path, WAIT, output=silent) for _ in range(10)]
+    running = await asyncio.gather(*map(driver.start, launches))
+    assert len({one.port for one in running}) == 10
+
+
+AS_NOBODY = """
+import asyncio, os, sys
+from pathlib import Path
+from cove.drivers.base import Launch
+from cove.drivers.process import ProcessDriver
+from cove.model import Limits
+
+SERVE = "import os, socket; s = socket.create_server(('127.0.0.1', int(os.environ['PORT'])));" \\
+        "print('ready', flush=True); s.accept()"
+
+async def main():
+    driver = ProcessDriver(Path("serve.py"))
+    read, write = os.pipe()
+    running = await driver.start(Launch(
+        "t-1", "t", 1, (sys.executable, "-c", SERVE), {}, 9000, "/tmp", None, None, Limits(), write))
+    await asyncio.to_thread(os.read, read, 6)
+    (await running.connect()).close()
+    await running.stop(0)
+    print(os.getuid(), running.exited.done())
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(
+    os.name != "posix" or os.geteuid() != 0 or not shutil.which("python3", path="/usr/bin"),
+    reason="needs root to become somebody else, and a Python that everybody may run",
+)
+def test_it_works_for_an_ordinary_user(tmp_path: Path) -> None:
+    version = subprocess.run(
+        ["/usr/bin/python3", "-c", "import sys; print(sys.version_info >= (3, 11))"],
+        capture_output=True,
+        text=True,
+        timeout=BOUND,
+    )
+    source = Path(cove.__file__).parent.parent
+    if version.stdout != "True\n" or not os.stat(source).st_mode & 0o001:
+        pytest.skip("the system's Python is too old, or the checkout is closed to others")
+    said = subprocess.run(
+        ["/usr/bin/python3", "-c", AS_NOBODY],
+        env={"PYTHONPATH": str(source), "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=BOUND,
+        user=65534,
+        group=65534,
+        extra_groups=[],
+        cwd="/",
+    )
+    assert said.stdout == "65534 True\n", said.stderr
