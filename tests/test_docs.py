@@ -119,11 +119,11 @@ def test_a_wrong_command_line_is_found() -> None:
 
 
 def function_keys() -> list[str]:
-    return [".".join(path) for path in config._FUNCTION]
+    return [".".join(path) for path in config.FUNCTION_KEYS]
 
 
 def operator_keys() -> list[str]:
-    return [".".join(path) for path in config._OPERATOR]
+    return [".".join(path) for path in config.OPERATOR_KEYS]
 
 
 @pytest.mark.parametrize("key", [*function_keys(), *operator_keys()])
