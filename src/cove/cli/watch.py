@@ -9,24 +9,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cove.sdk.archive import existing
 from cove.sdk.ignore import FILE, Ignore
 
 if TYPE_CHECKING:
     from watchfiles import Change
+
+TICK_MS = 100
 
 
 @contextmanager
 def changes(path: Path) -> Iterator[Callable[[], bool]]:
     """While the block runs, a function that waits until the file or folder changes.
 
-    It returns True for a change since it was last called, however long ago (a change during
-    a deploy is not lost), and False where watching has ended. Files that a deploy leaves out
-    do not count.
+    It returns True for a change since it was last called or the block began, however long ago
+    (a change during a deploy is not lost), and False where watching has ended. Files that a
+    deploy leaves out do not count.
     """
     seen: queue.SimpleQueue[bool] = queue.SimpleQueue()
-    stop = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(path.resolve(), seen, stop), daemon=True)
+    armed, stop = threading.Event(), threading.Event()
+    watcher = threading.Thread(target=_watch, args=(existing(path), seen, armed, stop), daemon=True)
     watcher.start()
+    armed.wait()
 
     def changed() -> bool:
         going_on = seen.get()
@@ -41,22 +45,28 @@ def changes(path: Path) -> Iterator[Callable[[], bool]]:
         watcher.join()
 
 
-def _watch(path: Path, seen: queue.SimpleQueue[bool], stop: threading.Event) -> None:
+def _watch(
+    path: Path, seen: queue.SimpleQueue[bool], armed: threading.Event, stop: threading.Event
+) -> None:
     from watchfiles import watch
 
     # Editors replace a file rather than write it: what is watched is the folder it is in.
     folder = path if path.is_dir() else path.parent
     try:
-        for _ in watch(
+        for some in watch(
             folder,
             watch_filter=lambda change, name: _counts(path, change, Path(name)),
             stop_event=stop,
             recursive=path.is_dir(),
-            rust_timeout=200,
+            rust_timeout=TICK_MS,
+            yield_on_timeout=True,  # the first thing it yields, if only that, says that it watches
         ):
-            seen.put(True)
+            armed.set()
+            if some:
+                seen.put(True)
     finally:
         seen.put(False)
+        armed.set()
 
 
 def _counts(path: Path, change: Change, file: Path) -> bool:

@@ -26,7 +26,7 @@ def pack(path: Path) -> IO[bytes]:
     An unnamed temporary file at its start: closing it removes it. Links that leave the folder
     are `bad_source`, since where they lead does not travel; sockets and devices are skipped.
     """
-    path = _existing(path)
+    path = existing(path)
     made = tempfile.TemporaryFile(prefix="cove-")  # noqa: SIM115  the caller closes it
     try:
         with (
@@ -63,7 +63,8 @@ def left_beside(path: Path) -> list[str]:
     return [name for name in BESIDE if path.is_file() and (path.parent / name).is_file()]
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """The path without links. `bad_source` if nothing is there."""
     try:
         return path.resolve(strict=True)
     except (OSError, RuntimeError) as fault:
