@@ -129,7 +129,7 @@ def test_a_name_with_spaces_and_brackets_does_not_confuse_the_stat_line() -> Non
 
 def test_listening_sockets_are_told_from_the_rest() -> None:
     table = (
-        "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt uid timeout inode\n"
+        "  sl  local_address rem_address   st tx_queue tr tm->when retrnsmt uid timeout inode\n"
         "   0: 0100007F:2328 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 4711 1\n"
         "   1: 0100007F:2329 0100007F:0050 01 00000000:00000000 00:00000000 00000000 0 0 4712 1\n"
     )

@@ -86,8 +86,9 @@ SERVE = "import os, socket; s = socket.create_server(('127.0.0.1', int(os.enviro
 async def main():
     driver = ProcessDriver(Path("serve.py"))
     read, write = os.pipe()
-    running = await driver.start(Launch(
-        "t-1", "t", 1, (sys.executable, "-c", SERVE), {}, 9000, "/tmp", None, None, Limits(), write))
+    argv = (sys.executable, "-c", SERVE)
+    launch = Launch("t-1", "t", 1, argv, {}, 9000, "/tmp", None, None, Limits(), write)
+    running = await driver.start(launch)
     await asyncio.to_thread(os.read, read, 6)
     (await running.connect()).close()
     await running.stop(0)

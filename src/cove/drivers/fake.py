@@ -63,12 +63,14 @@ async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> bytes:
 class FakeRunning:
     """An instance that is a listening socket of this process."""
 
-    def __init__(self, launch: Launch, app: App) -> None:
+    def __init__(self, launch: Launch, app: App, running: dict[str, FakeRunning]) -> None:
+        """Takes itself out of `running` when it ends."""
         self.pid = os.getpid()
         self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self.launch = launch
         self.throttled = False
         self._app = app
+        self._running = running
         self._server: asyncio.Server | None = None
         self._calls: set[asyncio.Task[None]] = set()
 
@@ -119,6 +121,7 @@ class FakeRunning:
             return
         if self._server is not None:
             self._server.close()
+        self._running.pop(self.launch.id, None)
         self.exited.set_result(Exit(code=code))
         for call in self._calls:
             call.cancel()
@@ -164,11 +167,10 @@ class FakeDriver:
             await asyncio.sleep(self.start_delay)
         if self.fail_start is not None:
             raise self.fail_start
-        running = FakeRunning(launch, self.app)
+        running = FakeRunning(launch, self.app, self.running)
         await running.listen()
         self.started.append(launch)
         self.running[launch.id] = running
-        running.exited.add_done_callback(lambda _: self.running.pop(launch.id, None))
         return running
 
     async def close(self) -> None:

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import stat
+import tempfile
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -166,18 +167,16 @@ def build(skeleton: Skeleton, folder: str) -> None:
     """
     if os.path.isdir(folder):
         return
-    draft = f"{folder}.draft-{os.getpid()}"
-    shutil.rmtree(draft, ignore_errors=True)
+    draft = tempfile.mkdtemp(prefix=".draft-", dir=os.path.dirname(folder))
     try:
-        os.makedirs(draft)
         _fill(skeleton, draft)
         _open_up(draft)
         os.rename(draft, folder)
-    except FileExistsError:
+    except BaseException as e:
         shutil.rmtree(draft, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
+        # Another start may have made the same one meanwhile.
+        if not (isinstance(e, OSError) and os.path.isdir(folder)):
+            raise
 
 
 def _fill(skeleton: Skeleton, root: str) -> None:

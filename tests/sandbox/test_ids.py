@@ -1,0 +1,33 @@
+"""Ranges of host ids."""
+
+from __future__ import annotations
+
+import pytest
+
+from cove.errors import CoveError
+from cove.sandbox.ids import FIRST_ID, IDS_EACH, SLOTS, IdRanges
+
+
+def test_ranges_do_not_overlap_and_stay_below_two_to_the_31() -> None:
+    ids = IdRanges()
+    taken = [ids.take() for _ in range(SLOTS)]
+    assert len(set(taken)) == SLOTS
+    assert all((first - FIRST_ID) % IDS_EACH == 0 for first in taken)
+    assert max(taken) + IDS_EACH <= 2**31
+
+
+def test_a_freed_range_is_taken_again() -> None:
+    ids = IdRanges()
+    first, _ = ids.take(), ids.take()
+    ids.free(first)
+    assert ids.take() == first
+
+
+def test_running_out_is_an_error_that_a_retry_may_mend() -> None:
+    ids = IdRanges()
+    for _ in range(SLOTS):
+        ids.take()
+    with pytest.raises(CoveError) as full:
+        ids.take()
+    assert full.value.code == "overloaded"
+    assert full.value.retry
