@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from enum import StrEnum
-from typing import TypeVar
+from typing import TypeVar, cast
 
 
 class InstanceState(StrEnum):
@@ -25,16 +26,27 @@ class SessionState(StrEnum):
     ENDED = "ended"
 
 
-_MOVES: Mapping[StrEnum, frozenset[StrEnum]] = {
-    InstanceState.STARTING: frozenset({InstanceState.READY, InstanceState.STOPPED}),
-    InstanceState.READY: frozenset({InstanceState.DRAINING, InstanceState.STOPPED}),
-    InstanceState.DRAINING: frozenset({InstanceState.STOPPED}),
-    InstanceState.STOPPED: frozenset(),
-    VersionState.STARTING: frozenset({VersionState.READY, VersionState.FAILED}),
-    VersionState.READY: frozenset(),
-    VersionState.FAILED: frozenset(),
-    SessionState.RUNNING: frozenset({SessionState.ENDED}),
-    SessionState.ENDED: frozenset(),
+_INSTANCE = {
+    InstanceState.STARTING: {InstanceState.READY, InstanceState.STOPPED},
+    InstanceState.READY: {InstanceState.DRAINING, InstanceState.STOPPED},
+    InstanceState.DRAINING: {InstanceState.STOPPED},
+    InstanceState.STOPPED: set[InstanceState](),
+}
+_VERSION = {
+    VersionState.STARTING: {VersionState.READY, VersionState.FAILED},
+    VersionState.READY: set[VersionState](),
+    VersionState.FAILED: set[VersionState](),
+}
+_SESSION = {
+    SessionState.RUNNING: {SessionState.ENDED},
+    SessionState.ENDED: set[SessionState](),
+}
+
+# A table for each noun: states of two nouns that read alike are equal as strings.
+MOVES: Mapping[type[StrEnum], Mapping[StrEnum, AbstractSet[StrEnum]]] = {
+    InstanceState: cast(Mapping[StrEnum, AbstractSet[StrEnum]], _INSTANCE),
+    VersionState: cast(Mapping[StrEnum, AbstractSet[StrEnum]], _VERSION),
+    SessionState: cast(Mapping[StrEnum, AbstractSet[StrEnum]], _SESSION),
 }
 
 
@@ -52,6 +64,6 @@ S = TypeVar("S", bound=StrEnum)
 
 def move(noun: str, old: S, new: S) -> S:
     """`new`, if the table allows it from `old`; `IllegalMoveError` otherwise."""
-    if new not in _MOVES[old]:
+    if new not in MOVES[type(old)][old]:
         raise IllegalMoveError(noun, old, new)
     return new

@@ -23,6 +23,8 @@ _OURS = {
     "UV_NO_PROGRESS": "1",
     "NO_COLOR": "1",
 }
+# Layers are read by other ids than Cove's, whatever its umask is (uvloop takes no `umask`).
+_READABLE = ("/bin/sh", "-c", 'umask 022; exec "$@"', "sh")
 _TAIL = 20
 _PYENV = ".pyenv"
 
@@ -33,6 +35,7 @@ async def run(args: Sequence[str], *, timeout: float = TIMEOUT) -> str:
     A cancelled run leaves no process behind.
     """
     process = await asyncio.create_subprocess_exec(
+        *_READABLE,
         find_uv_bin(),
         *args,
         stdin=asyncio.subprocess.DEVNULL,
@@ -43,7 +46,6 @@ async def run(args: Sequence[str], *, timeout: float = TIMEOUT) -> str:
         # deployer's, and not one that anybody may leave in /tmp.
         cwd="/",
         start_new_session=True,
-        umask=0o022,
     )
     try:
         async with asyncio.timeout(timeout):

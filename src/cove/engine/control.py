@@ -1,0 +1,149 @@
+"""What the control API drives: the engine's nouns as JSON-ready dictionaries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cove import clock
+from cove.drivers.base import Check
+from cove.engine.functions import Entry, Functions
+from cove.engine.instance import Instance
+from cove.engine.sessions import Sessions
+from cove.model import SessionRecord, Version
+from cove.states import VersionState
+
+
+class Addresses:
+    """Where functions answer: by path under `url`, by host under `domain`."""
+
+    def __init__(self, url: str, domain: str) -> None:
+        self.url = url.rstrip("/")
+        self.domain = domain
+        scheme, _, rest = self.url.partition("://")
+        port = rest.rpartition(":")[2] if ":" in rest.rpartition("]")[2] else ""
+        self._hosted = f"{scheme}://{{}}.{domain}" + (f":{port}" if port else "")
+
+    def of(self, version: Version) -> dict[str, str]:
+        """URLs of a function by what is spoken there."""
+        path, host = f"{self.url}/fn/{version.function}", self._hosted.format(version.function)
+        if version.spec.kind == "mcp":
+            return {"mcp": f"{path}/mcp", "sse": f"{path}/sse", "host": f"{host}/mcp"}
+        return {"web": f"{path}/", "host": f"{host}/"}
+
+
+class EngineControl:
+    """Functions, sessions and the machine's checks, as `cove.api.control.Control` wants them."""
+
+    def __init__(
+        self,
+        functions: Functions,
+        sessions: Sessions,
+        addresses: Addresses,
+        checks: Sequence[Check],
+        authenticate: Callable[[str], str | None],
+        *,
+        key_by_default: bool,
+    ) -> None:
+        self._functions = functions
+        self._sessions = sessions
+        self._addresses = addresses
+        self._checks = checks
+        self._key_by_default = key_by_default
+        self.authenticate = authenticate
+
+    async def deploy(
+        self, archive: Path, *, name: str | None, fallback: str, progress: Callable[[str], None]
+    ) -> str:
+        return await self._functions.deploy(
+            archive, name=name, fallback=fallback, progress=progress
+        )
+
+    async def remove(self, name: str) -> None:
+        await self._functions.remove(name)
+
+    def functions(self) -> list[dict[str, Any]]:
+        return [
+            {
+                **self._summary(entry),
+                "instances": len(entry.instances),
+                "sessions": self._sessions.count(entry.name),
+            }
+            for entry in self._functions.all()
+        ]
+
+    def describe(self, name: str) -> dict[str, Any]:
+        entry = self._functions.get(name)
+        version = entry.version
+        spec = version.spec
+        key = self._key_by_default if spec.auth is None else spec.auth == "key"
+        return {
+            **self._summary(entry),
+            "auth": "key" if key else "none",
+            "notes": list(version.plan.notes),
+            "facts": asdict(version.facts) if spec.kind == "mcp" else {},
+            "limits": asdict(spec.limits),
+            "scale": asdict(spec.scale),
+            "session": {**asdict(spec.session), "affinity": str(spec.session.affinity)},
+            "instances": [self._instance(v, i) for v, i in entry.instances],
+            "sessions": self._sessions.count(name),
+            "versions": [
+                {
+                    "number": v.number,
+                    "state": v.state.value,
+                    "created_at": clock.iso(v.created_at),
+                    "error": v.error,
+                }
+                for v in sorted(entry.versions.values(), key=lambda v: v.number)
+            ],
+        }
+
+    def _summary(self, entry: Entry) -> dict[str, Any]:
+        version = entry.version
+        return {
+            "name": entry.name,
+            "kind": version.spec.kind,
+            "version": version.number,
+            "state": version.state.value if entry.live is not None else VersionState.FAILED.value,
+            "urls": self._addresses.of(version),
+            "isolation": version.isolation,
+            "driver": version.driver,
+        }
+
+    def _instance(self, version: Version, instance: Instance) -> dict[str, Any]:
+        usage = instance.running.usage() if instance.running is not None else None
+        return {
+            "id": instance.id,
+            "version": version.number,
+            "state": instance.state.value,
+            "pid": instance.pid,
+            "started_at": clock.iso(instance.started_at),
+            "started_by": instance.started_by,
+            "sessions": instance.slots,
+            "requests": instance.inflight,
+            "cpu_seconds": round(usage.cpu, 3) if usage else 0.0,
+            "memory_bytes": usage.memory if usage else 0,
+        }
+
+    def sessions(self, name: str | None) -> list[dict[str, Any]]:
+        if name is not None:
+            self._functions.get(name)
+        return [self._session(session.record()) for session in self._sessions.of(name)]
+
+    def _session(self, record: SessionRecord) -> dict[str, Any]:
+        return {
+            "id": record.id,
+            "function": record.function,
+            "version": record.version,
+            "principal": record.principal,
+            "affinity": record.affinity,
+            "key": record.key,
+            "instance": record.instance,
+            "created_at": clock.iso(record.created_at),
+            "last_at": clock.iso(record.last_at),
+        }
+
+    def doctor(self) -> list[dict[str, Any]]:
+        return [asdict(check) for check in self._checks]

@@ -1,0 +1,247 @@
+"""Functions: what is deployed. A deploy makes a version; the version that is ready goes live."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from cove import clock
+from cove.drivers.base import Driver
+from cove.engine.instance import Instance
+from cove.engine.pool import Pool
+from cove.engine.sessions import Sessions
+from cove.engine.supervisor import Supervisor
+from cove.errors import CoveError
+from cove.model import Facts, FunctionSpec, Isolation, Plan, Version
+from cove.runtimes import archive, python, source
+from cove.runtimes.layers import Layers
+from cove.states import VersionState
+from cove.store.base import Store
+
+log = structlog.get_logger("cove.functions")
+
+Progress = Callable[[str], None]
+Probe = Callable[[Instance, FunctionSpec], Awaitable[Facts]]
+"""Looks at a started instance and says what it speaks; `CoveError` where it speaks nothing."""
+
+_UNPACKED_BYTES = 1024**3
+_UNPACKED_FILES = 50_000
+
+
+@dataclass(slots=True)
+class Entry:
+    """A function in memory: its versions, and the pool of each that has one."""
+
+    name: str
+    created_at: float
+    versions: dict[int, Version] = field(default_factory=dict)
+    pools: dict[int, Pool] = field(default_factory=dict)
+    live: int | None = None
+    on_change: set[Callable[[], None]] = field(default_factory=set)
+
+    @property
+    def version(self) -> Version:
+        """The live version, else the newest."""
+        return self.versions[self.live if self.live is not None else max(self.versions)]
+
+    @property
+    def instances(self) -> list[tuple[Version, Instance]]:
+        return [(p.version, i) for p in self.pools.values() for i in p.instances]
+
+
+class Functions:
+    """All functions of this Cove. `on_live` is told which pool serves a name, or None."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        layers: Layers,
+        supervisor: Supervisor,
+        sessions: Sessions,
+        drivers: Mapping[Isolation, Driver],
+        probe: Probe,
+        on_live: Callable[[str, Pool | None], None],
+    ) -> None:
+        self._store = store
+        self._layers = layers
+        self._supervisor = supervisor
+        self._sessions = sessions
+        self._drivers = drivers
+        self._probe = probe
+        self._on_live = on_live
+        self._entries: dict[str, Entry] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._deploying = 0
+
+    async def load(self) -> None:
+        """Read what earlier runs deployed; nothing is started but declared minimums."""
+        for function in await self._store.functions():
+            self._entries[function.name] = Entry(
+                function.name, function.created_at, live=function.live
+            )
+        for version in await self._store.versions():
+            entry = self._entries[version.function]
+            if version.state is VersionState.STARTING:
+                version = await self._store.set_version(
+                    version, VersionState.FAILED, error="Cove ended during this deploy"
+                )
+            entry.versions[version.number] = version
+        for entry in self._entries.values():
+            if entry.live is not None:
+                version = entry.versions[entry.live]
+                self._go_live(entry, Pool(version, self._supervisor.wake, entry.on_change))
+
+    def get(self, name: str) -> Entry:
+        """`not_found`, with what there is, for an unknown name."""
+        entry = self._entries.get(name)
+        if entry is None or not entry.versions:
+            raise CoveError(
+                "not_found",
+                f"there is no function {name}",
+                hint="`cove list` shows what is deployed; `cove deploy` deploys",
+            )
+        return entry
+
+    def all(self) -> list[Entry]:
+        return [
+            self._entries[name] for name in sorted(self._entries) if self._entries[name].versions
+        ]
+
+    # Deploying.
+
+    async def deploy(
+        self, packed: Path, *, name: str | None, fallback: str, progress: Progress
+    ) -> str:
+        """Make a version of an archive, start it, look at it, and let it go live.
+
+        A version that fails leaves the old one serving: `CoveError` with the reason and, where
+        the program ran, its own last lines.
+        """
+        folder = Path(tempfile.mkdtemp(prefix="cove-deploy-"))
+        self._deploying += 1
+        try:
+            await asyncio.to_thread(
+                archive.unpack,
+                packed,
+                folder,
+                limit_bytes=_UNPACKED_BYTES,
+                limit_files=_UNPACKED_FILES,
+            )
+            found = source.read(folder, name=name, fallback=fallback)
+            function = found.spec.name
+            async with self._locks.setdefault(function, asyncio.Lock()):
+                isolation = self._isolation(found.spec)
+                progress(_isolation_said(isolation, self._drivers[isolation].name))
+                spec, plan = await python.plan(found, self._layers, progress)
+                for note in plan.notes:
+                    progress(note)
+                await self._release(spec, plan, isolation, progress)
+            return function
+        finally:
+            self._deploying -= 1
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    def _isolation(self, spec: FunctionSpec) -> Isolation:
+        if spec.isolation is not None:
+            if spec.isolation not in self._drivers:
+                raise CoveError(
+                    "isolation_unavailable",
+                    f"{spec.name} demands isolation = {spec.isolation!r}, which this Cove has not",
+                    hint=f"it has: {', '.join(self._drivers)}; `cove doctor` says what is missing",
+                )
+            return spec.isolation
+        return "container" if "container" in self._drivers else "process"
+
+    async def _release(
+        self, spec: FunctionSpec, plan: Plan, isolation: Isolation, progress: Progress
+    ) -> None:
+        version = await self._store.add_version(
+            Version(
+                function=spec.name,
+                number=0,
+                spec=spec,
+                plan=plan,
+                facts=Facts(),
+                isolation=isolation,
+                driver=self._drivers[isolation].name,
+                state=VersionState.STARTING,
+                created_at=clock.wall(),
+            )
+        )
+        entry = self._entries.setdefault(spec.name, Entry(spec.name, version.created_at))
+        entry.versions[version.number] = version
+        pool = Pool(version, self._supervisor.wake, entry.on_change)
+        entry.pools[version.number] = pool
+        progress(f"starting {version.function}:{version.number}")
+        try:
+            facts = await self._first_start(pool)
+        except BaseException as error:
+            reason = error.message if isinstance(error, CoveError) else "cancelled"
+            await self._supervisor.remove(pool, CoveError("start_failed", reason))
+            entry.pools.pop(version.number, None)
+            entry.versions[version.number] = await self._store.set_version(
+                version, VersionState.FAILED, error=reason
+            )
+            raise
+        version = await self._store.set_version(version, VersionState.READY, facts=facts)
+        await self._store.set_live(version.function, version.number)
+        entry.versions[version.number] = pool.version = version
+        old, entry.live = entry.live, version.number
+        self._go_live(entry, pool)
+        if old is not None:
+            self._supervisor.retire(entry.pools[old])
+        log.info("version live", function=version.function, version=version.number)
+
+    async def _first_start(self, pool: Pool) -> Facts:
+        facts: list[Facts] = []
+
+        async def look(instance: Instance) -> None:
+            facts.append(await self._probe(instance, pool.version.spec))
+
+        await self._supervisor.first(pool, look)
+        return facts[0]
+
+    def _go_live(self, entry: Entry, pool: Pool) -> None:
+        entry.pools[pool.version.number] = pool
+        pool.live = True
+        self._supervisor.add(pool)
+        self._on_live(entry.name, pool)
+        for listener in list(entry.on_change):
+            listener()
+
+    # Removing.
+
+    async def remove(self, name: str) -> None:
+        """End a function: its route, sessions, instances, records and layers."""
+        entry = self.get(name)
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            self._on_live(name, None)
+            now = asyncio.get_running_loop().time()
+            for session in self._sessions.of(name):
+                self._sessions.end(session, now)
+            gone = CoveError("not_found", f"the function {name} was removed")
+            for pool in list(entry.pools.values()):
+                await self._supervisor.remove(pool, gone)
+            await self._store.remove_function(name)
+            self._entries.pop(name, None)
+            for listener in list(entry.on_change):
+                listener()
+        if not self._deploying:  # a deploy's fresh layers are in no record yet
+            await asyncio.to_thread(self._layers.prune, self._layers_in_use())
+
+    def _layers_in_use(self) -> set[str]:
+        plans = [v.plan for e in self._entries.values() for v in e.versions.values()]
+        return {layer for plan in plans for layer in (plan.code, plan.deps) if layer}
+
+
+def _isolation_said(isolation: Isolation, driver: str) -> str:
+    if isolation == "process":
+        return "isolation: process (isolates nothing: for development and trusted code only)"
+    return f"isolation: {isolation} ({driver})"

@@ -1,0 +1,59 @@
+"""An instance: one isolated process tree serving a version."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cove.drivers.base import Exit, Running
+from cove.engine.output import Output
+from cove.states import InstanceState, move
+
+
+class Instance:
+    """State and load of one instance. `slots` counts sessions, those being opened included."""
+
+    __slots__ = (
+        "exit",
+        "id",
+        "idle_since",
+        "inflight",
+        "on_stopping",
+        "output",
+        "running",
+        "slots",
+        "started_at",
+        "started_by",
+        "state",
+        "throttled",
+    )
+
+    def __init__(self, ident: str, *, started_at: float, started_by: str) -> None:
+        self.id = ident
+        self.state = InstanceState.STARTING
+        self.started_at = started_at
+        self.started_by = started_by
+        self.inflight = 0
+        self.slots = 0
+        self.idle_since = 0.0
+        self.throttled = False
+        self.running: Running | None = None
+        self.exit: Exit | None = None
+        self.output = Output()
+        self.on_stopping: set[Callable[[], None]] = set()
+
+    def move(self, new: InstanceState) -> None:
+        """Change state, telling whoever holds streams through it before it stops serving."""
+        self.state = move(f"instance {self.id}", self.state, new)
+        if new in (InstanceState.DRAINING, InstanceState.STOPPED):
+            listeners, self.on_stopping = self.on_stopping, set()
+            for listener in listeners:
+                listener()
+
+    @property
+    def pid(self) -> int | None:
+        return self.running.pid if self.running is not None else None
+
+    def __repr__(self) -> str:
+        return (
+            f"<Instance {self.id} {self.state} [{self.inflight} requests, {self.slots} sessions]>"
+        )

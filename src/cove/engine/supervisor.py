@@ -1,0 +1,297 @@
+"""The supervisor: carries out what the autoscaler decides, and notices what ends by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+
+import structlog
+
+from cove import clock
+from cove.drivers.base import Driver, Exit, Launch, Running
+from cove.engine.autoscaler import decide
+from cove.engine.instance import Instance
+from cove.engine.pool import Pool
+from cove.errors import CoveError
+from cove.model import Isolation, Version
+from cove.states import InstanceState
+
+log = structlog.get_logger("cove.supervisor")
+
+_PROBE_FIRST, _PROBE_MOST = 0.004, 0.05
+_THROTTLE_AFTER = 1.0
+_STOP_GRACE = 5.0
+_TICK = 0.25
+
+
+class Supervisor:
+    """Starts and stops instances of the pools it is shown, through one driver per tier."""
+
+    def __init__(
+        self,
+        drivers: Mapping[Isolation, Driver],
+        *,
+        parallel_starts: int,
+        on_start: Callable[[Pool, float], None] | None = None,
+    ) -> None:
+        self._drivers = drivers
+        self._starts = asyncio.Semaphore(parallel_starts)
+        self._pools: set[Pool] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._starting: dict[Instance, asyncio.Task[None]] = {}
+        self._on_start = on_start
+        self._closing = False
+
+    # What is wanted.
+
+    def add(self, pool: Pool) -> None:
+        """Look after a pool from now on."""
+        self._pools.add(pool)
+        self.wake(pool)
+
+    def wake(self, pool: Pool) -> None:
+        """Bring a pool to its demand now."""
+        if self._closing or pool not in self._pools:
+            return
+        now = asyncio.get_running_loop().time()
+        spec = pool.version.spec
+        decision = decide(pool.demand(now), spec.scale, spec.session.per_instance, live=pool.live)
+        for _ in range(decision.start):
+            self._spawn(pool, "cold")
+        stopping = set(decision.stop)
+        for instance in [i for i in pool.ready if i.id in stopping]:
+            self.stop(pool, instance)
+
+    async def run(self) -> None:
+        """Look at every pool again and again: idle instances leave, minimums are kept."""
+        while True:
+            await asyncio.sleep(_TICK)
+            for pool in list(self._pools):
+                try:
+                    self._tick(pool)
+                except Exception:
+                    log.exception("pool could not be looked after", pool=repr(pool))
+
+    def _tick(self, pool: Pool) -> None:
+        if pool.ready or pool.waiting or (pool.live and pool.version.spec.scale.min):
+            self.wake(pool)
+        elif not pool.live and not pool.instances:
+            self._pools.discard(pool)
+
+    # Starting.
+
+    def _spawn(self, pool: Pool, by: str) -> Instance:
+        instance = Instance(new_id(pool.version), started_at=clock.wall(), started_by=by)
+        pool.starting.append(instance)
+        task = asyncio.create_task(self._start(pool, instance))
+        self._starting[instance] = task
+        self._keep(task)
+        return instance
+
+    async def first(self, pool: Pool, probe: Callable[[Instance], Awaitable[None]]) -> None:
+        """Start one instance of a pool that is not live yet and let `probe` look at it.
+
+        `deploy_failed` with the program's own last lines where it does not start.
+        """
+        instance = self._spawn(pool, "cold")
+        try:
+            await asyncio.shield(self._starting[instance])
+        except asyncio.CancelledError:
+            self.stop(pool, instance)
+            raise
+        if instance.state is not InstanceState.READY:
+            raise _start_error(pool, instance, "deploy_failed")
+        instance.inflight += 1
+        try:
+            await probe(instance)
+        except CoveError as error:
+            if instance.state is not InstanceState.READY:
+                raise _start_error(pool, instance, "deploy_failed") from error
+            error.lines = error.lines or tuple(instance.output.tail())
+            raise
+        finally:
+            pool.release(instance, asyncio.get_running_loop().time())
+
+    async def _start(self, pool: Pool, instance: Instance) -> None:
+        begun = asyncio.get_running_loop().time()
+        try:
+            async with self._starts:
+                running = await self._launch(pool, instance)
+                await self._until_open(pool.version, instance, running)
+        except BaseException as error:
+            await self._give_up(pool, instance)
+            if not isinstance(error, CoveError):
+                raise
+            log.warning("start failed", instance=instance.id, reason=error.message)
+            if not pool.ready and not pool.starting:
+                pool.fail_waiting(_start_error(pool, instance, "start_failed", error))
+            return
+        finally:
+            self._starting.pop(instance, None)
+        loop = asyncio.get_running_loop()
+        loop.call_later(_THROTTLE_AFTER, _throttle, instance)
+        if instance.state is not InstanceState.STARTING:
+            return
+        pool.became_ready(instance, loop.time())
+        if self._on_start is not None:
+            self._on_start(pool, loop.time() - begun)
+        log.info("instance ready", instance=instance.id, ms=round((loop.time() - begun) * 1000))
+
+    async def _launch(self, pool: Pool, instance: Instance) -> Running:
+        version = pool.version
+        plan = version.plan
+        output = instance.output.open()
+        try:
+            running = await self._drivers[version.isolation].start(
+                Launch(
+                    id=instance.id,
+                    function=version.function,
+                    version=version.number,
+                    argv=plan.argv,
+                    env={**plan.env, "COVE_FUNCTION": version.function},
+                    port=version.spec.port,
+                    code=plan.code,
+                    deps=plan.deps,
+                    interpreter=plan.interpreter,
+                    limits=version.spec.limits,
+                    output=output,
+                )
+            )
+        finally:
+            os.close(output)
+        instance.running = running
+        running.exited.add_done_callback(lambda done: self._exited(pool, instance, done.result()))
+        return running
+
+    async def _until_open(self, version: Version, instance: Instance, running: Running) -> None:
+        """Until the program's port accepts. Its exit or `limits.startup` end the wait."""
+        pause = _PROBE_FIRST
+        try:
+            async with asyncio.timeout(version.spec.limits.startup):
+                while not running.exited.done():
+                    try:
+                        (await running.connect()).close()
+                        return
+                    except OSError:
+                        with contextlib.suppress(TimeoutError):
+                            await asyncio.wait_for(asyncio.shield(running.exited), pause)
+                        pause = min(pause * 1.3, _PROBE_MOST)
+        except TimeoutError:
+            ports = ", ".join(str(port) for port in running.ports()) or "none"
+            raise CoveError(
+                "start_failed",
+                f"{version.function} opened no port within {version.spec.limits.startup:g} s",
+                hint=f"listen on $PORT (ports it listens on: {ports}), or raise limits.startup",
+                lines=instance.output.tail(),
+            ) from None
+        raise CoveError(
+            "start_failed",
+            f"{version.function} ended while starting: {running.exited.result()}",
+            lines=instance.output.tail(),
+        )
+
+    async def _give_up(self, pool: Pool, instance: Instance) -> None:
+        if instance.running is not None:
+            await instance.running.stop(0)
+        self._gone(pool, instance)
+
+    # Stopping.
+
+    def stop(self, pool: Pool, instance: Instance) -> None:
+        """End an instance: at once out of the pool, then its requests, then the program."""
+        if instance.state is InstanceState.STARTING:
+            if (task := self._starting.get(instance)) is not None:
+                task.cancel()
+            return
+        if instance.state is not InstanceState.READY:
+            return
+        pool.retire(instance)
+        instance.move(InstanceState.DRAINING)
+        self._keep(asyncio.create_task(self._end(instance)))
+
+    async def _end(self, instance: Instance) -> None:
+        if instance.running is not None:
+            await instance.running.stop(_STOP_GRACE)
+            log.info("instance stopped", instance=instance.id)
+
+    def _exited(self, pool: Pool, instance: Instance, how: Exit) -> None:
+        instance.exit = how
+        if instance.state is InstanceState.STARTING:
+            return  # _start notices, and says why
+        if instance.state is InstanceState.READY:
+            log.warning("instance ended by itself", instance=instance.id, reason=str(how))
+        self._gone(pool, instance)
+        self.wake(pool)
+
+    def _gone(self, pool: Pool, instance: Instance) -> None:
+        pool.drop(instance)
+        instance.output.close()
+        if instance.state is not InstanceState.STOPPED:
+            instance.move(InstanceState.STOPPED)
+
+    def retire(self, pool: Pool) -> None:
+        """A pool is no longer live: idle instances leave now, others when they are done."""
+        pool.live = False
+        self.wake(pool)
+
+    async def remove(self, pool: Pool, reason: CoveError) -> None:
+        """End all instances of a pool, answering who waits with `reason`."""
+        self._pools.discard(pool)
+        pool.live = False
+        pool.fail_waiting(reason)
+        await self._stop_all([pool])
+
+    async def close(self) -> None:
+        """End everything. Nothing is started any more."""
+        self._closing = True
+        await self._stop_all(list(self._pools))
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _stop_all(self, pools: list[Pool]) -> None:
+        ends: list[asyncio.Future[Exit]] = []
+        for pool in pools:
+            for instance in pool.instances:
+                self.stop(pool, instance)
+                if instance.running is not None:
+                    ends.append(instance.running.exited)
+        if ends:
+            await asyncio.wait(ends, timeout=_STOP_GRACE + 10)
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("instance task failed", error=repr(error))
+
+
+def new_id(version: Version) -> str:
+    """An instance's id: readable, unique, fit for a cgroup's and a container's name."""
+    return f"{version.function[:40]}-{version.number}-{secrets.token_hex(4)}"
+
+
+def _throttle(instance: Instance) -> None:
+    if not instance.throttled and instance.running is not None:
+        instance.throttled = True
+        instance.running.throttle()
+
+
+def _start_error(
+    pool: Pool, instance: Instance, code: str, cause: CoveError | None = None
+) -> CoveError:
+    version = pool.version
+    if cause is not None:
+        return CoveError(code, cause.message, hint=cause.hint, lines=cause.lines)
+    how = f": {instance.exit}" if instance.exit is not None else ""
+    return CoveError(
+        code,
+        f"{version.function}:{version.number} did not start{how}",
+        hint="the program's own last lines say why; mend it and deploy again",
+        lines=instance.output.tail(),
+    )

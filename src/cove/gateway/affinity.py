@@ -1,0 +1,308 @@
+"""Affinity: which instance a request goes to, by the session its key names.
+
+`claim` is synchronous and serves almost every request; `arrive` waits where it could not.
+Five cases, in the code's order: no affinity; an MCP session by its id; an MCP request outside
+any; a known key; a new key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from collections.abc import Callable
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import parse_qsl
+
+from cove.engine.instance import Instance
+from cove.engine.pool import Pool
+from cove.engine.sessions import Session, Sessions
+from cove.errors import CoveError
+from cove.gateway.http import Exchange
+from cove.gateway.routes import Route
+from cove.gateway.tokens import Signer
+from cove.gateway.upstream import Upstream
+from cove.mcp.classify import Era, era
+
+_KEY = re.compile(r"[\x21-\x7e]{1,256}")
+
+FindInstance = Callable[[str, str], tuple[Pool, Instance] | None]
+"""A function's name and an instance's id to the instance, if it serves."""
+
+
+class Visit:
+    """A request's stay on an instance, from claim to `leave`.
+
+    `slot`: it holds a session's slot that no session owns yet. `learns`: its answer may open
+    an MCP session. `remote`: the session id to send on. `extra`: header lines for the reply.
+    """
+
+    __slots__ = (
+        "extra",
+        "instance",
+        "learns",
+        "pool",
+        "principal",
+        "remote",
+        "route",
+        "session",
+        "slot",
+    )
+
+    def __init__(self, route: Route, principal: str) -> None:
+        self.route = route
+        self.pool = route.pool
+        self.principal = principal
+        self.instance: Instance | None = None
+        self.session: Session | None = None
+        self.slot = False
+        self.learns = False
+        self.remote: bytes | None = None
+        self.extra = b""
+
+    @property
+    def upstream(self) -> Upstream | None:
+        """Connections to the visit's instance, once it has one."""
+        return self.route.upstream(self.instance) if self.instance is not None else None
+
+
+class Affinity:
+    """Decides visits. `find` resolves instance ids of sessions this process did not open."""
+
+    def __init__(self, sessions: Sessions, signer: Signer, find: FindInstance) -> None:
+        self._sessions = sessions
+        self.signer = signer
+        self._find = find
+
+    def claim(self, exchange: Exchange, route: Route, principal: str, now: float) -> Visit:
+        """A visit; its `instance` is None where it has to wait (`arrive`).
+
+        `session_not_found` for an MCP id nobody has, `too_many_requests` for a session whose
+        instance is full.
+        """
+        policy = route.spec.session.affinity
+        visit = Visit(route, principal)
+        if policy.kind == "none":
+            visit.slot = route.pool.exclusive
+            visit.instance = route.pool.claim(slot=visit.slot)
+            return visit
+        if policy.kind == "mcp":
+            fields = exchange.fields
+            if era(fields.get(b"mcp-protocol-version")) is Era.LEGACY:
+                token = fields.get(b"mcp-session-id")
+                if token is not None:
+                    session = self.mcp_session(route, principal, token.decode("latin-1"))
+                    return self._join(visit, session, now)
+                visit.learns = visit.slot = exchange.method == b"POST"
+            visit.slot = visit.slot or route.pool.exclusive
+            visit.instance = route.pool.claim(slot=visit.slot)
+            return visit
+        key = self._key(exchange, route, principal, visit)
+        known = self._sessions.get(route.name, principal, key)
+        if known is not None:
+            return self._join(visit, known, now)
+        session = self._sessions.open(route.pool, principal, key, now)
+        visit.session = session
+        session.inflight = 1
+        instance = route.pool.claim(slot=True)
+        if instance is None:
+            session.opened = asyncio.get_running_loop().create_future()
+        else:
+            self._sessions.place(session, instance)
+            visit.instance = instance
+        return visit
+
+    async def arrive(self, visit: Visit, timeout: float) -> None:
+        """Wait until the visit has its instance. Leaves nothing claimed if it fails."""
+        session = visit.session
+        if session is None:
+            visit.instance = await visit.pool.wait(slot=visit.slot, timeout=timeout)
+            return
+        assert session.opened is not None
+        if session.inflight > 1:  # another request opens the session
+            await asyncio.wait([session.opened], timeout=timeout)
+            if session.instance is None or not visit.pool.claim_on(session.instance):
+                session.inflight -= 1
+                raise _busy(visit)
+            visit.instance = session.instance
+            return
+        try:
+            visit.instance = await visit.pool.wait(slot=True, timeout=timeout)
+            self._sessions.place(session, visit.instance)
+        except BaseException:
+            self._sessions.end(session, asyncio.get_running_loop().time())
+            raise
+        finally:
+            session.opened.set_result(None)
+
+    def leave(self, visit: Visit, now: float) -> None:
+        """The end of a visit."""
+        instance, session = visit.instance, visit.session
+        if session is not None:
+            session.inflight -= 1
+            self._sessions.touch(session, now)
+        if instance is not None:
+            visit.instance = None
+            if visit.slot:
+                visit.slot = False
+                visit.pool.free_slot(instance, now)
+            visit.pool.release(instance, now)
+
+    def peek(self, exchange: Exchange, route: Route, principal: str) -> Session | None:
+        """The session that a stream belongs to, without opening one."""
+        kind = route.spec.session.affinity.kind
+        token = exchange.fields.get(b"mcp-session-id")
+        if kind == "mcp":
+            if token is None:
+                return None
+            return self.mcp_session(route, principal, token.decode("latin-1"))
+        if kind == "none":
+            return None
+        key = self._key(exchange, route, principal, Visit(route, principal))
+        session = self._sessions.get(route.name, principal, key)
+        if session is None and token is not None:
+            raise unknown_session()
+        return session
+
+    # MCP sessions.
+
+    def mcp_session(self, route: Route, principal: str, token: str) -> Session:
+        """The session of an id that Cove minted; `session_not_found` for anyone else's."""
+        session = self._sessions.get(route.name, principal, token)
+        if session is not None:
+            return session
+        fields = self.signer.open("mcp-session", token)
+        if fields is not None and len(fields) == 4 and fields[:2] == (route.name, principal):
+            found = self._find(route.name, fields[2])
+            if found is not None:
+                pool, instance = found
+                instance.slots += 1
+                return self.enrol(pool, instance, principal, token, fields[3])
+        raise unknown_session()
+
+    def learn(self, visit: Visit, remote: bytes) -> bytes:
+        """An initialize was answered with a session id: the id to give the client instead."""
+        instance = visit.instance
+        assert instance is not None
+        name = visit.pool.version.function
+        token = self.signer.seal(
+            "mcp-session", name, visit.principal, instance.id, remote.decode("latin-1")
+        )
+        session = self.enrol(visit.pool, instance, visit.principal, token, remote.decode("latin-1"))
+        session.inflight = 1
+        visit.session, visit.slot, visit.learns = session, False, False
+        visit.remote = remote
+        return token.encode()
+
+    def enrol(
+        self, pool: Pool, instance: Instance, principal: str, token: str, remote: str = ""
+    ) -> Session:
+        """A session on an instance whose slot the caller holds, and which it now owns."""
+        now = asyncio.get_running_loop().time()
+        session = self._sessions.open(pool, principal, token, now)
+        session.remote = remote.encode("latin-1")
+        self._sessions.place(session, instance)
+        return session
+
+    def get(self, route: Route, principal: str, key: str) -> Session | None:
+        """That caller's running session."""
+        return self._sessions.get(route.name, principal, key)
+
+    def touch(self, session: Session) -> None:
+        """Something of the session was said: its idle time begins anew."""
+        self._sessions.touch(session, asyncio.get_running_loop().time())
+
+    def end(self, session: Session) -> None:
+        """The client or the server said so."""
+        self._sessions.end(session, asyncio.get_running_loop().time())
+
+    # Streams that are sessions.
+
+    async def opening(self, route: Route) -> Instance:
+        """An instance with a slot for a session to be; a claim and the slot are the caller's."""
+        instance = route.pool.claim(slot=True)
+        return instance or await route.pool.wait(slot=True, timeout=route.timeout)
+
+    def give_up(self, pool: Pool, instance: Instance) -> None:
+        """The opening came to nothing."""
+        now = asyncio.get_running_loop().time()
+        pool.free_slot(instance, now)
+        pool.release(instance, now)
+
+    def _join(self, visit: Visit, session: Session, now: float) -> Visit:
+        visit.session, visit.pool = session, session.pool
+        if session.remote:
+            visit.remote = session.remote
+        instance = session.instance
+        if instance is not None:
+            if not session.pool.claim_on(instance):
+                visit.session = None
+                raise _busy(visit)
+            visit.instance = instance
+        session.inflight += 1
+        self._sessions.touch(session, now)
+        return visit
+
+    # Keys that callers bring.
+
+    def _key(self, exchange: Exchange, route: Route, principal: str, visit: Visit) -> str:
+        policy = route.spec.session.affinity
+        if policy.kind == "principal":
+            return principal
+        if policy.kind == "header":
+            value = exchange.fields.get(policy.name.lower().encode(), b"").decode("latin-1")
+            if not value:
+                value = secrets.token_hex(16)
+                visit.extra = f"{policy.name}: {value}".encode()
+        elif policy.kind == "query":
+            query = exchange.target.partition(b"?")[2].decode("latin-1")
+            value = dict(parse_qsl(query)).get(policy.name, "")
+            if not value:
+                raise CoveError(
+                    "bad_request",
+                    f"{route.name} finds its session in the query parameter {policy.name}",
+                    hint=f"call it with ?{policy.name}=… of your choice",
+                )
+        else:
+            value = self._cookie(exchange, route, principal, visit)
+        if not _KEY.fullmatch(value):
+            raise CoveError(
+                "bad_request",
+                f"the session key in {policy} is not 1 to 256 visible ASCII characters",
+                hint="send a shorter, plainer key, or none to be given one",
+            )
+        return value
+
+    def _cookie(self, exchange: Exchange, route: Route, principal: str, visit: Visit) -> str:
+        name = route.spec.session.affinity.name
+        try:
+            jar = SimpleCookie(exchange.fields.get(b"cookie", b"").decode("latin-1"))
+        except CookieError:
+            jar = SimpleCookie()
+        if name in jar:
+            value = jar[name].value
+            sealed = self.signer.open("cookie", value)
+            if sealed is not None and sealed[:2] == (route.name, principal):
+                return value
+        value = self.signer.seal("cookie", route.name, principal, secrets.token_hex(16))
+        path = f"/fn/{route.name}" if exchange.target.startswith(b"/fn/") else "/"
+        age = round(route.spec.session.lifetime)
+        visit.extra = (
+            f"Set-Cookie: {name}={value}; Max-Age={age}; Path={path}; HttpOnly; SameSite=Lax"
+        ).encode()
+        return value
+
+
+def unknown_session() -> CoveError:
+    """What an unknown, ended, lost or foreign MCP session is answered with (MCP: 404)."""
+    return CoveError(
+        "session_not_found", "Session not found", hint="initialize again to open a new session"
+    )
+
+
+def _busy(visit: Visit) -> CoveError:
+    return CoveError(
+        "too_many_requests",
+        f"the instance of this {visit.pool.version.function} session has no room",
+        hint="retry when earlier requests are answered, or raise scale.concurrency",
+    )

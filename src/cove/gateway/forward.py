@@ -1,0 +1,428 @@
+"""Forwarding: one request to an instance and its answer back, bytes as they come.
+
+No body is parsed and none is held beyond its bounds: whichever side is slow pauses the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from cove.errors import CoveError
+from cove.gateway.affinity import Visit
+from cove.gateway.http import Exchange, Headers
+from cove.gateway.replies import status_line
+from cove.gateway.routes import Destination
+from cove.gateway.tunnel import Tunnel
+from cove.gateway.upstream import UpstreamConnection
+from cove.mcp import messages
+
+if TYPE_CHECKING:
+    from cove.gateway.gateway import Gateway
+
+_FIRST_BODY = 256 * 1024
+
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+"""RFC 9110 §7.6.1: meant for one connection, never forwarded."""
+
+_NOT_SENT_ON = HOP_BY_HOP | {
+    b"host",
+    b"content-length",
+    b"expect",
+    b"x-forwarded-for",
+    b"x-forwarded-host",
+    b"x-forwarded-prefix",
+    b"x-forwarded-proto",
+    b"x-request-id",
+}
+_CHECKED_HERE = frozenset({b"origin"})
+_NO_BODY = (204, 304)
+
+
+class Forward:
+    """One request's way through. Sink of the request's body and of the response."""
+
+    __slots__ = (
+        "_chunked",
+        "_connection",
+        "_exchange",
+        "_first",
+        "_gateway",
+        "_left",
+        "_out",
+        "_over",
+        "_route",
+        "_target",
+        "_task",
+        "_visit",
+        "cancels",
+        "key",
+        "prefix",
+        "status",
+    )
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        exchange: Exchange,
+        route: Destination,
+        visit: Visit,
+        target: bytes,
+        *,
+        prefix: bytes,
+        key: bool,
+        cancels: bool,
+    ) -> None:
+        self._gateway = gateway
+        self._exchange = exchange
+        self._route = route
+        self._visit = visit
+        self._target = target
+        self.prefix = prefix
+        self.key = key
+        self.cancels = cancels
+        self.status = 0
+        self._connection: UpstreamConnection | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._out: list[bytes] = []
+        self._chunked = False
+        self._over = False
+        self._left = False
+        self._first: list[bytes] | None = None
+
+    def start(self) -> None:
+        """Go on at once where an instance and a connection are at hand, else as a task."""
+        exchange = self._exchange
+        exchange.on_gone = self._client_gone
+        exchange.on_deadline = self._timed_out
+        exchange.deadline = exchange.started_at + self._route.timeout
+        upstream = self._visit.upstream
+        if upstream is not None:
+            connection = upstream.take()
+            if connection is not None:
+                self._send(connection)
+                return
+        self._task = asyncio.create_task(self._reach())
+        self._gateway.keep(self._task)
+
+    async def _reach(self) -> None:
+        loop = asyncio.get_running_loop()
+        exchange = self._exchange
+        try:
+            upstream = self._visit.upstream
+            if upstream is None:
+                await self._gateway.affinity.arrive(self._visit, self._route.timeout)
+                self._route.stats.queued.observe(loop.time() - exchange.started_at)
+                upstream = self._visit.upstream
+                assert upstream is not None
+            connection = await upstream.connect()
+        except CoveError as error:
+            self._fail(error)
+        except (OSError, TimeoutError) as error:
+            self._fail(self._unreachable(str(error) or type(error).__name__))
+        except asyncio.CancelledError:
+            self._end()
+            raise
+        else:
+            if self._over:
+                connection.close()
+            else:
+                self._send(connection)
+
+    # The request.
+
+    def _send(self, connection: UpstreamConnection) -> None:
+        exchange = self._exchange
+        self._connection = connection
+        self._task = None
+        body = exchange.take_buffered()
+        done = exchange.body_done
+        if self._visit.learns:
+            self._first = [body]
+        head = request_head(
+            exchange,
+            self._route,
+            self._target,
+            prefix=self.prefix,
+            key=self.key,
+            remote=self._visit.remote,
+            length=len(body) if done and exchange.chunked else exchange.length,
+        )
+        if not done:
+            exchange.take_body(_Upload(self))
+            if exchange.chunked and body:
+                body = _chunk(body)
+        connection.begin(self, head + body, head=exchange.method == b"HEAD", last=done)
+        exchange.on_pause = self._client_pauses
+
+    def upload(self, data: bytes) -> None:
+        """More of the request's body."""
+        exchange, connection = self._exchange, self._connection
+        if self._over or connection is None:
+            return
+        if exchange.received > self._route.body:
+            self._fail(too_large(self._route))
+            return
+        if self._first is not None and exchange.received <= _FIRST_BODY:
+            self._first.append(data)
+        connection.send(_chunk(data) if exchange.chunked else data)
+
+    def upload_done(self) -> None:
+        """The request's body is whole."""
+        if not self._over and self._connection is not None:
+            self._connection.send(b"0\r\n\r\n" if self._exchange.chunked else b"", last=True)
+
+    # The response: ResponseSink.
+
+    def head(self, status: int, headers: Headers) -> None:
+        self.status = status
+        exchange, visit = self._exchange, self._visit
+        out = self._out
+        out.append(status_line(status))
+        length, dropped = False, HOP_BY_HOP
+        for name, value in headers:
+            if name in dropped:
+                if name == b"connection" and value.lower() not in (b"close", b"keep-alive"):
+                    dropped = dropped | _listed(value)
+                continue
+            if name == b"content-length":
+                length = True
+            elif name == b"mcp-session-id" and self._route.mcp:
+                token = self._session_id(status, value)
+                if token is None:
+                    continue
+                value = token
+            out += (name, b": ", value, b"\r\n")
+        out += (b"x-request-id: ", exchange.id, b"\r\n")
+        if visit.extra:
+            out += (visit.extra, b"\r\n")
+        if status == 101:
+            out.append(b"connection: upgrade\r\nupgrade: websocket\r\n")
+        elif not (length or status in _NO_BODY or exchange.method == b"HEAD"):
+            self._chunked = exchange.version == b"1.1"
+            if self._chunked:
+                out.append(b"transfer-encoding: chunked\r\n")
+            else:
+                exchange.keep_alive = False
+        if not exchange.keep_alive and status != 101:
+            out.append(b"connection: close\r\n")
+        out.append(b"\r\n")
+
+    def _session_id(self, status: int, value: bytes) -> bytes | None:
+        """The id to show the client: its own, a new one where initialize brought one, or none."""
+        visit = self._visit
+        if not self._route.learns:
+            return value
+        if visit.session is not None:
+            return visit.session.key.encode() if value == visit.remote else None
+        if not visit.learns or not 200 <= status < 300 or self._first is None:
+            return None
+        if not messages.is_initialize(b"".join(self._first)):
+            return None
+        return self._gateway.affinity.learn(visit, value)
+
+    def body(self, data: bytes) -> None:
+        self._out.append(_chunk(data) if self._chunked else data)
+
+    def done(self) -> None:
+        if self._chunked:
+            self._out.append(b"0\r\n\r\n")
+        self._over = True
+
+    def flush(self) -> None:
+        out = self._out
+        exchange = self._exchange
+        if out:
+            exchange.write(out[0] if len(out) == 1 else b"".join(out))
+            out.clear()
+        if self._over:
+            self._end()
+            exchange.finish()
+        elif self.status == 101:
+            self._open_tunnel()
+
+    def lost(self, reason: str) -> None:
+        self._connection = None
+        if self._exchange.started or self._out:
+            self._end()
+            self._exchange.abort()
+        else:
+            self._fail(self._unreachable(reason))
+
+    def pause(self, paused: bool) -> None:
+        if paused:
+            self._exchange.connection.pause()
+        else:
+            self._exchange.connection.resume()
+
+    def _client_pauses(self, paused: bool) -> None:
+        if self._connection is not None:
+            if paused:
+                self._connection.pause_reading()
+            else:
+                self._connection.resume_reading()
+
+    def _open_tunnel(self) -> None:
+        assert self._connection is not None
+        exchange, connection = self._exchange, self._connection
+        exchange.deadline = asyncio.get_running_loop().time() + self._route.lifetime
+        Tunnel(exchange, connection, self._end).open()
+
+    # Ends.
+
+    def _client_gone(self) -> None:
+        if not self.cancels and self._exchange.body_done:
+            return  # a legacy client that leaves has not cancelled (MCP 2025-11-25, transports)
+        self._over = True
+        if self._task is not None:
+            self._task.cancel()
+        else:
+            self._close()
+            self._end()
+
+    def _timed_out(self) -> None:
+        self._fail(
+            CoveError(
+                "timeout",
+                f"{self._route.name} did not answer within {self._route.timeout:g} s",
+                hint="raise limits.timeout in cove.toml if its requests take longer",
+            )
+        )
+
+    def _unreachable(self, reason: str) -> CoveError:
+        instance = self._visit.instance
+        ended = f"; it ended: {instance.exit}" if instance is not None and instance.exit else ""
+        return CoveError(
+            "bad_gateway",
+            f"{self._route.name} did not answer: {reason}{ended}",
+            hint=f"`cove describe {self._route.name}` shows its instances",
+        )
+
+    def _fail(self, error: CoveError) -> None:
+        if self._task is not None and self._task is not asyncio.current_task():
+            self._over = True
+            self._task.cancel()
+        self._close()
+        self.status = error.status
+        self._end()
+        if self._exchange.started:
+            self._exchange.abort()
+        else:
+            self._gateway.refuse(self._exchange, error, rpc=self._route.mcp)
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _end(self) -> None:
+        """Give everything back, once."""
+        self._over = True
+        self._connection = None
+        if not self._left:
+            self._left = True
+            self._gateway.leave(self._exchange, self._route, self._visit, self.status)
+
+
+class _Upload:
+    """The request's body, given to the forward that sends it."""
+
+    __slots__ = ("body", "body_done")
+
+    def __init__(self, forward: Forward) -> None:
+        self.body = forward.upload
+        self.body_done = forward.upload_done
+
+
+def request_head(
+    exchange: Exchange,
+    destination: Destination,
+    target: bytes,
+    *,
+    prefix: bytes,
+    key: bool,
+    remote: bytes | None,
+    length: int | None,
+    instead: Headers | None = None,
+) -> bytes:
+    """The head to send on for a caller's request: what is the hop's own is replaced.
+
+    `key`: the caller authenticated to Cove, so its Authorization is not the function's.
+    `remote`: the backend's own MCP session id. `instead`: headers that replace the caller's.
+    """
+    fields = exchange.fields
+    peer = exchange.connection.peer.encode()
+    if b"x-forwarded-for" in fields:
+        peer = fields[b"x-forwarded-for"] + b", " + peer
+    out = [
+        exchange.method,
+        b" ",
+        target,
+        b" HTTP/1.1\r\nhost: localhost:%d\r\nx-forwarded-for: " % destination.port,
+        peer,
+        b"\r\nx-forwarded-host: ",
+        fields.get(b"host", b""),
+        b"\r\nx-forwarded-proto: ",
+        fields.get(b"x-forwarded-proto", b"http"),
+        b"\r\nx-request-id: ",
+        exchange.id,
+        b"\r\n",
+    ]
+    if prefix:
+        out += (b"x-forwarded-prefix: ", prefix, b"\r\n")
+    if remote is not None:
+        out += (b"mcp-session-id: ", remote, b"\r\n")
+    dropped = _NOT_SENT_ON
+    if b"connection" in fields:
+        dropped = dropped | _listed(fields[b"connection"])
+    if key:
+        dropped = dropped | {b"authorization"}
+    if destination.mcp:
+        dropped = dropped | _CHECKED_HERE
+    if destination.learns:
+        dropped = dropped | {b"mcp-session-id"}
+    if instead is not None:
+        dropped = dropped | {name for name, _ in instead}
+        for name, value in instead:
+            out += (name, b": ", value, b"\r\n")
+    for name, value in exchange.headers:
+        if name not in dropped:
+            out += (name, b": ", value, b"\r\n")
+    if exchange.upgrade:
+        out.append(b"connection: upgrade\r\nupgrade: websocket\r\n")
+    if length is not None:
+        out.append(b"content-length: %d\r\n" % length)
+    elif exchange.chunked:
+        out.append(b"transfer-encoding: chunked\r\n")
+    out.append(b"\r\n")
+    return b"".join(out)
+
+
+def too_large(route: Destination) -> CoveError:
+    """The request's body is over the function's bound."""
+    return CoveError(
+        "too_large",
+        f"the body is larger than {route.body} bytes, the most that {route.name} takes",
+        hint="send less, or raise limits.body in cove.toml",
+    )
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def _listed(connection: bytes) -> frozenset[bytes]:
+    """Header names that a Connection header makes hop-by-hop."""
+    return frozenset(name.strip().lower() for name in connection.split(b","))

@@ -1,0 +1,93 @@
+"""Who is calling, and whether they may: keys, principals, hosts and origins."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+from cove.errors import CoveError
+from cove.gateway.http import Exchange
+from cove.gateway.routes import Route
+from cove.model import Key
+
+ANONYMOUS = "anonymous"
+
+
+class Policy:
+    """The checks every request passes. `loopback`: the listener is on a loopback address."""
+
+    def __init__(self, *, loopback: bool, domain: str) -> None:
+        self.loopback = loopback
+        self._domain = domain.encode()
+        self._keys: dict[str, str] = {}
+        self._hosts: dict[bytes, bool] = {}
+
+    def trust(self, keys: list[Key]) -> None:
+        """The project keys that are valid from now on."""
+        self._keys = {key.sha256: key.subject for key in keys}
+
+    def subject(self, token: str) -> str | None:
+        """The subject of a valid project key."""
+        return self._keys.get(sha256(token.encode()).hexdigest())
+
+    def principal(self, exchange: Exchange) -> tuple[str, bool]:
+        """Who calls, and whether by a project key (which functions must never see)."""
+        value = exchange.fields.get(b"authorization")
+        if value is None:
+            return ANONYMOUS, False
+        scheme, _, token = value.partition(b" ")
+        if scheme.lower() == b"bearer":
+            subject = self._keys.get(sha256(token.strip()).hexdigest())
+            if subject is not None:
+                return subject, True
+        return "auth:" + sha256(value).hexdigest()[:32], False
+
+    def admit(self, exchange: Exchange, route: Route, by_key: bool) -> None:
+        """Raise for a caller that the route does not let in."""
+        if route.requires_key and not by_key:
+            raise CoveError(
+                "unauthorized",
+                f"{route.name} needs a project key",
+                hint="send Authorization: Bearer <key>; the first start wrote one to DATA/key",
+            )
+        origin = exchange.fields.get(b"origin")
+        if origin is not None and route.mcp and not self._same_site(origin, exchange):
+            raise CoveError(
+                "forbidden",
+                "Invalid Origin header: pages of other sites may not call an MCP server",
+                hint="call it from the same host, from loopback, or without a browser",
+            )
+
+    def check_host(self, host: bytes) -> bool:
+        """Whether a Host header is one of ours. On loopback a foreign one is a rebound name."""
+        if not self.loopback:
+            return True
+        known = self._hosts.get(host)
+        if known is None:
+            bare = _hostname(host)
+            known = _is_loopback(bare) or bare == self._domain or bare.endswith(b"." + self._domain)
+            if len(self._hosts) < 1000:
+                self._hosts[host] = known
+        return known
+
+    def _same_site(self, origin: bytes, exchange: Exchange) -> bool:
+        scheme, found, rest = origin.partition(b"://")
+        if not found or scheme not in (b"http", b"https"):
+            return False
+        host = _hostname(rest)
+        asked = _hostname(exchange.fields.get(b"host", b""))
+        return host == asked or _is_loopback(host)
+
+
+def _hostname(host: bytes) -> bytes:
+    host = host.lower()
+    if host.startswith(b"["):
+        return host.partition(b"]")[0] + b"]"
+    return host.partition(b":")[0]
+
+
+def _is_loopback(host: bytes) -> bool:
+    return (
+        host in (b"localhost", b"[::1]")
+        or (host.startswith(b"127.") and host.replace(b".", b"").isdigit())
+        or host.endswith(b".localhost")
+    )

@@ -1,0 +1,129 @@
+"""Routes: host and path to a function, and what of the path is the function's own."""
+
+from __future__ import annotations
+
+from cove.engine.instance import Instance
+from cove.engine.pool import Pool
+from cove.gateway.upstream import Upstream
+from cove.metrics import FunctionStats
+
+_PREFIX = b"/fn/"
+
+
+class Destination:
+    """Where requests are forwarded to: a function, or Cove's own control API."""
+
+    __slots__ = ("body", "learns", "lifetime", "mcp", "name", "port", "stats", "timeout")
+
+    def __init__(
+        self,
+        name: str,
+        stats: FunctionStats,
+        *,
+        body: int,
+        timeout: float,
+        lifetime: float = 0.0,
+        port: int = 80,
+        mcp: bool = False,
+        learns: bool = False,
+    ) -> None:
+        self.name = name
+        self.stats = stats
+        self.body = body
+        self.timeout = timeout
+        self.lifetime = lifetime
+        self.port = port
+        self.mcp = mcp
+        self.learns = learns
+
+
+class Route(Destination):
+    """A function as the gateway sees it: its live pool, and its policy ready for use.
+
+    `learns`: MCP session ids are Cove's to mint. Connections are kept per instance, those of
+    older versions' sessions included.
+    """
+
+    __slots__ = ("path", "pool", "prefix", "requires_key", "spec", "upstreams")
+
+    def __init__(self, pool: Pool, stats: FunctionStats, *, key_by_default: bool) -> None:
+        spec = pool.version.spec
+        super().__init__(
+            spec.name,
+            stats,
+            body=spec.limits.body,
+            timeout=spec.limits.timeout,
+            lifetime=spec.session.lifetime,
+            port=spec.port,
+            mcp=spec.kind == "mcp",
+            learns=spec.session.affinity.kind == "mcp",
+        )
+        self.pool = pool
+        self.spec = spec
+        self.path = pool.version.facts.path.encode()
+        self.prefix = _PREFIX + spec.name.encode()
+        self.requires_key = key_by_default if spec.auth is None else spec.auth == "key"
+        self.upstreams: dict[str, Upstream] = {}
+
+    def upstream(self, instance: Instance) -> Upstream:
+        """Kept connections to an instance, dropped when it stops."""
+        found = self.upstreams.get(instance.id)
+        if found is None:
+            running = instance.running
+            if running is None:
+                raise ConnectionRefusedError(f"{instance.id} has ended")
+            found = self.upstreams[instance.id] = Upstream(running.connect)
+            instance.on_stopping.add(lambda: self._drop(instance.id))
+        return found
+
+    def _drop(self, ident: str) -> None:
+        upstream = self.upstreams.pop(ident, None)
+        if upstream is not None:
+            upstream.close()
+
+
+class RouteTable:
+    """Finds routes by `/fn/NAME/…` and by host `NAME.<domain>`."""
+
+    def __init__(self, domain: str) -> None:
+        self._suffix = b"." + domain.encode()
+        self._routes: dict[bytes, Route] = {}
+
+    def put(self, route: Route) -> None:
+        self._routes[route.name.encode()] = route
+
+    def remove(self, name: str) -> None:
+        self._routes.pop(name.encode(), None)
+
+    def get(self, name: str) -> Route | None:
+        return self._routes.get(name.encode())
+
+    def all(self) -> list[Route]:
+        return list(self._routes.values())
+
+    def match(self, host: bytes, target: bytes) -> tuple[Route, bytes, bytes] | None:
+        """Route, stripped prefix, and the rest of the target (a slash first)."""
+        if target.startswith(_PREFIX):
+            end = len(target)
+            for stop in (b"/", b"?"):
+                at = target.find(stop, 4, end)
+                if at >= 0:
+                    end = at
+            route = self._routes.get(target[4:end])
+            if route is None:
+                return None
+            rest = target[end:]
+            return route, route.prefix, rest if rest.startswith(b"/") else b"/" + rest
+        name = self.hosted(host)
+        if name is None:
+            return None
+        route = self._routes.get(name)
+        return None if route is None else (route, b"", target)
+
+    def hosted(self, host: bytes) -> bytes | None:
+        """The function's name in a host of the form NAME.<domain>, known or not."""
+        bare = host.partition(b":")[0].lower()
+        if not bare.endswith(self._suffix):
+            return None
+        name = bare[: -len(self._suffix)]
+        return name if name and b"." not in name else None

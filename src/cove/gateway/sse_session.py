@@ -1,0 +1,115 @@
+"""An HTTP+SSE session (MCP 2024-11-05): the stream is the session, POSTs belong to it.
+
+It ends when its client closes the stream, or `session.idle` after its last message either
+way, but never with a request unanswered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs
+
+from cove.engine.instance import Instance
+from cove.engine.pool import Pool
+from cove.engine.sessions import Session
+from cove.errors import CoveError
+from cove.gateway.affinity import unknown_session
+from cove.gateway.eventstream import EventStream
+from cove.mcp import messages, sse
+
+if TYPE_CHECKING:
+    from cove.gateway.gateway import Call
+
+_QUERY = "session_id"
+
+
+class SseSession:
+    """One client's stream, its engine session, and the requests it has open."""
+
+    def __init__(self, call: Call, pool: Pool, instance: Instance, on_end: Callable[[], None]):
+        affinity = call.gateway.affinity
+        token = affinity.signer.seal(
+            "sse", call.route.name, call.principal, instance.id, secrets.token_hex(16)
+        )
+        self.call = call
+        self.pool = pool
+        self.instance = instance
+        self.out = EventStream(call.exchange)
+        self.remote = b""
+        self.session = affinity.enrol(pool, instance, call.principal, token)
+        self.session.on_end.add(on_end)
+        self.session.attached = self
+        self._open: set[messages.RequestId] = set()
+
+    async def start(self) -> None:
+        """Send the head and the endpoint event: where this session's POSTs go."""
+        target = f"{self.call.prefix.decode()}/messages/?{_QUERY}={self.session.key}"
+        self.out.start()
+        await self.out.send(sse.encode(target.encode(), b"endpoint"))
+
+    def asks(self, body: bytes) -> list[messages.RequestId]:
+        """A client's message is about to be sent on: which requests it opens.
+
+        `too_many_requests` where the instance has no room for them.
+        """
+        self._touch()
+        try:
+            parsed = messages.parse(body)
+        except ValueError:
+            return []
+        ids = [i for m in parsed if (i := messages.request_id(m)) is not None]
+        fresh = [ident for ident in ids if ident not in self._open]
+        for taken, ident in enumerate(fresh):
+            if not self.pool.claim_on(self.instance):
+                self.answered(*fresh[:taken])
+                raise CoveError(
+                    "too_many_requests",
+                    "this session's instance has no room for more requests",
+                    hint="retry when earlier ones are answered, or raise scale.concurrency",
+                )
+            self._open.add(ident)
+        self.session.inflight = len(self._open)
+        return fresh
+
+    def hears(self, data: bytes) -> None:
+        """The server's message is about to be passed on."""
+        self._touch()
+        if not self._open:
+            return
+        try:
+            parsed = messages.parse(data)
+        except ValueError:
+            return
+        self.answered(*(i for m in parsed if (i := messages.answer_id(m)) is not None))
+
+    def answered(self, *ids: messages.RequestId) -> None:
+        """These requests are open no more."""
+        now = asyncio.get_running_loop().time()
+        for ident in ids:
+            if ident in self._open:
+                self._open.discard(ident)
+                self.pool.release(self.instance, now)
+        self.session.inflight = len(self._open)
+
+    def _touch(self) -> None:
+        self.call.gateway.affinity.touch(self.session)
+
+    def close(self) -> None:
+        """End the session and give everything back."""
+        self.answered(*tuple(self._open))
+        self.call.gateway.affinity.end(self.session)
+        if self.out.started and not self.call.exchange.gone:
+            self.out.finish()
+
+
+def find(call: Call) -> SseSession:
+    """The session that a POST to the messages path names; 404 for anyone else's."""
+    query = parse_qs(call.exchange.target.partition(b"?")[2].decode("latin-1"))
+    token = next(iter(query.get(_QUERY, [])), "")
+    session: Session | None = call.gateway.affinity.get(call.route, call.principal, token)
+    if session is None or not isinstance(session.attached, SseSession):
+        raise unknown_session()
+    return session.attached

@@ -1,0 +1,397 @@
+"""The wire on the instances' side: kept connections, and responses parsed by llhttp."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from socket import socket
+from typing import Protocol, cast
+
+import httptools
+
+from cove.gateway.http import Headers
+
+_KEEP_SECONDS = 4.0  # uvicorn and Node close idle connections after 5
+_KEEP_MOST = 64
+_BUFFER = 256 * 1024
+_HEAD_BYTES = 64 * 1024
+_CONNECT_SECONDS = 10.0
+
+Dial = Callable[[], Awaitable[socket]]
+
+
+class ResponseSink(Protocol):
+    """Takes one response as it arrives. Every call but `flush` comes from within one read."""
+
+    def head(self, status: int, headers: Headers) -> None: ...
+
+    def body(self, data: bytes) -> None: ...
+
+    def done(self) -> None: ...
+
+    def lost(self, reason: str) -> None:
+        """The connection ended before the response was whole."""
+
+    def flush(self) -> None:
+        """Everything that this read brought has been handed over."""
+
+    def pause(self, paused: bool) -> None:
+        """The instance takes no more of the request for now, or does again."""
+
+
+class Upstream:
+    """Kept connections to one instance."""
+
+    def __init__(self, dial: Dial) -> None:
+        self._dial = dial
+        self._idle: list[UpstreamConnection] = []
+
+    def take(self) -> UpstreamConnection | None:
+        """A kept connection, the one used last first."""
+        now = asyncio.get_running_loop().time()
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.closing and now - connection.since < _KEEP_SECONDS:
+                connection.reused = True
+                return connection
+            connection.close()
+        return None
+
+    async def connect(self) -> UpstreamConnection:
+        """A new connection. `OSError` where the instance takes none."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            sock = await self._dial()
+            _, protocol = await loop.create_connection(
+                lambda: UpstreamConnection(self, loop), sock=sock
+            )
+        return protocol
+
+    def keep(self, connection: UpstreamConnection) -> None:
+        if len(self._idle) >= _KEEP_MOST:
+            connection.close()
+        else:
+            self._idle.append(connection)
+
+    def forget(self, connection: UpstreamConnection) -> None:
+        with contextlib.suppress(ValueError):
+            self._idle.remove(connection)
+
+    def close(self) -> None:
+        """Close what is kept."""
+        for connection in self._idle:
+            connection.close()
+        self._idle.clear()
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One connection to an instance, carrying one exchange at a time."""
+
+    def __init__(self, home: Upstream, loop: asyncio.AbstractEventLoop) -> None:
+        self._home = home
+        self._loop = loop
+        self._transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self._parser = httptools.HttpResponseParser(self)
+        self._sink: ResponseSink | None = None
+        self._headers: Headers = []
+        self._status = 0
+        self._head_bytes = 0
+        self._in_head = True
+        self._to_eof = False
+        self._bodyless = False
+        self._complete = False
+        self._keep = True
+        self._request_done = False
+        self._tunnel: Callable[[bytes | None], None] | None = None
+        self._pause: Callable[[bool], None] | None = None
+        self._rest = b""
+        self.reused = False
+        self.since = 0.0
+
+    @property
+    def closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=_BUFFER)
+
+    # The request.
+
+    def begin(self, sink: ResponseSink, data: bytes, *, head: bool, last: bool) -> None:
+        """Send a request's head, and what there is of its body. `head`: its method is HEAD."""
+        self._sink = sink
+        self._bodyless = head
+        self._request_done = last
+        self._transport.write(data)
+
+    def send(self, data: bytes, *, last: bool = False) -> None:
+        """More of the request's body."""
+        if not self._transport.is_closing():
+            self._transport.write(data)
+        self._request_done = self._request_done or last
+
+    def pause_reading(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def close(self) -> None:
+        """Give the connection up, whatever it carries; its sink hears nothing more."""
+        self._sink = None
+        self._tunnel = None
+        if self._transport is not None:
+            self._transport.abort()
+
+    def tunnel(
+        self, receive: Callable[[bytes | None], None], pause: Callable[[bool], None]
+    ) -> None:
+        """From here on the connection carries another protocol; None says it has ended."""
+        self._sink = None
+        self._tunnel = receive
+        self._pause = pause
+        rest, self._rest = self._rest, b""
+        if rest:
+            receive(rest)
+
+    # asyncio.Protocol
+
+    def pause_writing(self) -> None:
+        self._pause_source(True)
+
+    def resume_writing(self) -> None:
+        self._pause_source(False)
+
+    def _pause_source(self, paused: bool) -> None:
+        pause = self._sink.pause if self._sink is not None else self._pause
+        if pause is not None:
+            pause(paused)
+
+    def data_received(self, data: bytes) -> None:
+        if self._tunnel is not None:
+            self._tunnel(data)
+            return
+        sink = self._sink
+        if sink is None:
+            self._transport.abort()  # a reply nobody asked for
+            return
+        if self._in_head:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._rest = data[upgrade.args[0] :]
+        except httptools.HttpParserError:
+            self._lose("it sent what is not HTTP")
+            return
+        if self._in_head and self._head_bytes > _HEAD_BYTES:
+            self._lose("its header fields are larger than 64 KiB")
+            return
+        if self._complete:
+            self._finish(sink)
+        sink.flush()
+
+    def eof_received(self) -> None:
+        self._ended()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._home.forget(self)
+        self._ended()
+
+    def _ended(self) -> None:
+        if self._tunnel is not None:
+            tunnel, self._tunnel = self._tunnel, None
+            tunnel(None)
+            return
+        sink = self._sink
+        if sink is None:
+            return
+        if self._to_eof:
+            self._keep = False
+            self._finish(sink)
+            sink.flush()
+        elif self._in_head and not self._status:
+            self._lose("it closed the connection without an answer")
+        else:
+            self._lose("it closed the connection in the middle of an answer")
+
+    def _lose(self, reason: str) -> None:
+        sink, self._sink = self._sink, None
+        self._transport.abort()
+        if sink is not None:
+            sink.lost(reason)
+
+    def _finish(self, sink: ResponseSink) -> None:
+        self._sink = None
+        self._complete = self._to_eof = False
+        self._in_head = True
+        self._head_bytes = self._status = 0
+        if self._keep and self._request_done and not self._transport.is_closing():
+            if self._bodyless:
+                self._parser = httptools.HttpResponseParser(self)
+            self.since = self._loop.time()
+            self._home.keep(self)
+        else:
+            self._transport.abort() if not self._request_done else self._transport.close()
+        sink.done()
+
+    # httptools' callbacks
+
+    def on_message_begin(self) -> None:
+        self._headers = []
+        self._in_head = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self._status = status = self._parser.get_status_code()
+        if status < 200 and status != 101:
+            self._status = 0
+            return
+        self._in_head = False
+        self._head_bytes = 0
+        self._keep = self._parser.should_keep_alive()
+        sink = self._sink
+        if sink is None:
+            return
+        if self._bodyless or status in (204, 304):
+            self._complete = True
+        elif not self._keep:
+            self._to_eof = not any(
+                name in (b"content-length", b"transfer-encoding") for name, _ in self._headers
+            )
+        sink.head(status, self._headers)
+
+    def on_body(self, data: bytes) -> None:
+        if self._sink is not None and not self._complete:
+            self._sink.body(data)
+
+    def on_message_complete(self) -> None:
+        if self._status and self._status != 101:
+            self._complete = True
+
+
+class Response:
+    """A response read by a coroutine rather than forwarded."""
+
+    def __init__(self, connection: UpstreamConnection) -> None:
+        self._connection = connection
+        self._chunks: deque[bytes] = deque()
+        self._held = 0
+        self._done = False
+        self._lost = ""
+        self._wake: asyncio.Future[None] | None = None
+        self.status = 0
+        self.headers: Headers = []
+
+    # ResponseSink
+
+    def head(self, status: int, headers: Headers) -> None:
+        self.status, self.headers = status, headers
+
+    def body(self, data: bytes) -> None:
+        self._chunks.append(data)
+        self._held += len(data)
+        if self._held > _BUFFER:
+            self._connection.pause_reading()
+
+    def done(self) -> None:
+        self._done = True
+
+    def lost(self, reason: str) -> None:
+        self._lost = reason
+        self._done = True
+        self.flush()
+
+    def flush(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    def pause(self, paused: bool) -> None:
+        """Requests of coroutines are sent whole: there is nothing to hold back."""
+
+    # Reading.
+
+    async def _more(self) -> None:
+        self._wake = asyncio.get_running_loop().create_future()
+        await self._wake
+
+    async def started(self) -> None:
+        """Until status and headers are there. `ConnectionError` if they never will be."""
+        while not self.status and not self._done:
+            await self._more()
+        if self._lost and not self.status:
+            raise ConnectionError(self._lost)
+
+    def get(self, name: bytes) -> bytes:
+        """The header's value, or nothing."""
+        return next((value for key, value in self.headers if key == name), b"")
+
+    @property
+    def ended(self) -> bool:
+        """Nothing more comes over the connection for this response."""
+        return self._done
+
+    @property
+    def is_stream(self) -> bool:
+        return self.get(b"content-type").lower().startswith(b"text/event-stream")
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it comes. `ConnectionError` if it ends before it is whole."""
+        while True:
+            while self._chunks:
+                data = self._chunks.popleft()
+                self._held -= len(data)
+                if self._held <= _BUFFER:
+                    self._connection.resume_reading()
+                yield data
+            if self._done:
+                break
+            await self._more()
+        if self._lost:
+            raise ConnectionError(self._lost)
+
+    async def read(self, limit: int) -> bytes:
+        """The whole body; `ConnectionError` if it is larger than `limit` or not whole."""
+        parts, size = [], 0
+        async for data in self.chunks():
+            size += len(data)
+            if size > limit:
+                raise ConnectionError(f"an answer of more than {limit} bytes")
+            parts.append(data)
+        return b"".join(parts)
+
+
+def plain_head(
+    method: bytes, target: bytes, headers: Headers, *, port: int, length: int | None = None
+) -> bytes:
+    """The head of a request that Cove itself makes. MCP servers ask for a port in Host."""
+    lines = [method, b" ", target, b" HTTP/1.1\r\nhost: localhost:%d\r\n" % port]
+    for name, value in headers:
+        lines += (name, b": ", value, b"\r\n")
+    if length is not None:
+        lines.append(b"content-length: %d\r\n" % length)
+    return b"".join([*lines, b"\r\n"])
+
+
+@contextlib.asynccontextmanager
+async def fetch(upstream: Upstream, head: bytes, body: bytes = b"") -> AsyncIterator[Response]:
+    """One request to an instance, whole; the response as it comes. Leaving closes what is left.
+
+    `OSError` where the instance takes no connection or ends without an answer.
+    """
+    connection = upstream.take() or await upstream.connect()
+    response = Response(connection)
+    connection.begin(response, head + body, head=head.startswith(b"HEAD "), last=True)
+    try:
+        await response.started()
+        yield response
+    finally:
+        if not response.ended:
+            connection.close()

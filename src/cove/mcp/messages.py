@@ -1,0 +1,53 @@
+"""JSON-RPC messages, as far as a gateway has to look into them (JSON-RPC 2.0 §4-5)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+RequestId = str | int
+
+
+def parse(body: bytes) -> list[dict[str, Any]]:
+    """The messages of a body: one, or a batch. `ValueError` where it is not JSON-RPC."""
+    value = json.loads(body)
+    items = value if isinstance(value, list) else [value]
+    if not items or not all(isinstance(item, dict) for item in items):
+        raise ValueError("not a JSON-RPC message")
+    return items
+
+
+def request_id(message: dict[str, Any]) -> RequestId | None:
+    """The id of a request that wants an answer, else None."""
+    ident = message.get("id")
+    return ident if "method" in message and isinstance(ident, str | int) else None
+
+
+def answer_id(message: dict[str, Any]) -> RequestId | None:
+    """The id that a response answers, else None."""
+    ident = message.get("id")
+    answers = "result" in message or "error" in message
+    return ident if answers and isinstance(ident, str | int) else None
+
+
+def is_initialize(body: bytes) -> bool:
+    """Whether a body is the `initialize` request that opens a legacy session."""
+    if b'"initialize"' not in body:
+        return False
+    try:
+        return any(message.get("method") == "initialize" for message in parse(body))
+    except ValueError:
+        return False
+
+
+def error(code: int, message: str, ident: RequestId | None = None, data: Any = None) -> bytes:
+    """An error response as bytes; `ident` None where the request's id is unknown."""
+    body: dict[str, Any] = {"code": code, "message": message}
+    if data is not None:
+        body["data"] = data
+    return dump({"jsonrpc": "2.0", "id": ident, "error": body})
+
+
+def dump(message: dict[str, Any]) -> bytes:
+    """Compact JSON, one line."""
+    return json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode()

@@ -1,0 +1,474 @@
+"""The composition root: fits drivers, store, engine, gateway and API into one process.
+
+The only module that names concrete drivers and stores. Run by `cove up`:
+`python -m cove.server [doctor] --data DIR --listen HOST:PORT --domain D --driver auto|oci|process`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import ipaddress
+import json
+import os
+import secrets
+import signal
+import socket
+import string
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import structlog
+import uvicorn
+import uvloop
+
+from cove import __version__, clock, runtimes
+from cove.api.app import create_app
+from cove.config import OperatorConfig, read_operator
+from cove.drivers import probe
+from cove.drivers.base import Check, Driver
+from cove.drivers.oci import OciDriver
+from cove.drivers.process import ProcessDriver
+from cove.engine.control import Addresses, EngineControl
+from cove.engine.functions import Functions
+from cove.engine.instance import Instance
+from cove.engine.pool import Pool
+from cove.engine.sessions import Sessions
+from cove.engine.supervisor import Supervisor
+from cove.errors import CoveError
+from cove.gateway.affinity import Affinity
+from cove.gateway.gateway import Gateway
+from cove.gateway.policy import Policy
+from cove.gateway.probe import look
+from cove.gateway.routes import Route, RouteTable
+from cove.gateway.tokens import Signer
+from cove.gateway.upstream import Upstream
+from cove.metrics import Metrics
+from cove.model import Isolation, Key
+from cove.paths import KEY, URL, default_data
+from cove.runtimes.layers import Layers
+from cove.states import InstanceState
+from cove.store.base import Store
+from cove.store.sql import open_store
+
+log = structlog.get_logger("cove.server")
+
+SERVE = Path(runtimes.__file__).parent / "serve.py"
+_FLUSH_SECONDS = 0.25
+_EXPIRE_SECONDS = 0.25
+_BACKLOG = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `cove up` was told, with DATA/config.toml and the defaults below it."""
+
+    data: Path
+    host: str
+    port: int
+    domain: str
+    driver: str
+    drain: float
+    json: bool
+
+    @property
+    def loopback(self) -> bool:
+        if self.host == "localhost":
+            return True
+        with contextlib.suppress(ValueError):
+            return ipaddress.ip_address(self.host).is_loopback
+        return False
+
+    @property
+    def url(self) -> str:
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104
+        return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{self.port}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; or print this machine's checks. The exit code."""
+    parser = argparse.ArgumentParser(prog="cove up")
+    parser.add_argument("what", nargs="?", choices=["up", "doctor"], default="up")
+    parser.add_argument("--data", type=Path, default=None)
+    parser.add_argument("--listen", default=None)
+    parser.add_argument("--domain", default=None)
+    parser.add_argument("--driver", choices=["auto", "oci", "process"], default="auto")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args(argv)
+    _log_to_stderr(as_json=given.json)
+    try:
+        if given.what == "doctor":
+            print(json.dumps(uvloop.run(_doctor())))  # noqa: T201
+            return 0
+        uvloop.run(_serve(_options(given)))
+    except CoveError as error:
+        sys.stderr.write(f"error: {error.message}\n")
+        if error.hint:
+            sys.stderr.write(f"hint: {error.hint}\n")
+        return 1
+    return 0
+
+
+def _options(given: argparse.Namespace) -> Options:
+    data = (given.data or Path(os.environ.get("COVE_DATA") or default_data())).absolute()
+    file = data / "config.toml"
+    operator = read_operator(file.read_text(), str(file)) if file.exists() else OperatorConfig()
+    listen = given.listen or operator.listen or "127.0.0.1:7070"
+    host, colon, port = listen.rpartition(":")
+    if not colon or not port.isdigit() or int(port) > 65535:
+        raise CoveError(
+            "bad_config", f"--listen {listen} is not HOST:PORT", hint="such as 127.0.0.1:7070"
+        )
+    return Options(
+        data=data,
+        host=host.strip("[]") or "127.0.0.1",
+        port=int(port),
+        domain=(given.domain or operator.domain or "localhost").lower().strip("."),
+        driver=given.driver,
+        drain=operator.drain,
+        json=given.json,
+    )
+
+
+async def _serve(options: Options) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(_own_data(options.data))
+        listener = _listen(options)
+        stack.callback(listener.close)
+        options = _with_port(options, listener)
+        drivers, checks = await _drivers(options)
+        for driver in drivers.values():
+            stack.push_async_callback(driver.close)
+        store = await open_store(options.data / "cove.db")
+        stack.push_async_callback(store.close)
+        await _run(options, listener, drivers, checks, store, stop)
+
+
+async def _run(
+    options: Options,
+    listener: socket.socket,
+    drivers: dict[Isolation, Driver],
+    checks: list[Check],
+    store: Store,
+    stop: asyncio.Event,
+) -> None:
+    sessions = Sessions()
+    metrics = Metrics(lambda: _gauges(functions, sessions))
+    routes = RouteTable(options.domain)
+    policy = Policy(loopback=options.loopback, domain=options.domain)
+    policy.trust(await _keys(store, options.data))
+    signer = Signer(await store.secret("tokens", secrets.token_bytes(32)))
+    supervisor = Supervisor(
+        drivers,
+        parallel_starts=2 * (os.cpu_count() or 1),
+        on_start=lambda pool, seconds: metrics.function(pool.version.function).starts.observe(
+            seconds
+        ),
+    )
+
+    def on_live(name: str, pool: Pool | None) -> None:
+        if pool is None:
+            routes.remove(name)
+            metrics.forget(name)
+        else:
+            routes.put(Route(pool, metrics.function(name), key_by_default=not options.loopback))
+
+    functions = Functions(
+        store=store,
+        layers=Layers(options.data / "layers"),
+        supervisor=supervisor,
+        sessions=sessions,
+        drivers=drivers,
+        probe=look,
+        on_live=on_live,
+    )
+
+    def find(function: str, ident: str) -> tuple[Pool, Instance] | None:
+        for pool in functions.get(function).pools.values():
+            for instance in pool.ready:
+                if instance.id == ident and instance.state is InstanceState.READY:
+                    return pool, instance
+        return None
+
+    control = EngineControl(
+        functions,
+        sessions,
+        Addresses(options.url, options.domain),
+        checks,
+        policy.subject,
+        key_by_default=not options.loopback,
+    )
+    async with _api(control, options) as api:
+        gateway = Gateway(
+            routes=routes,
+            policy=policy,
+            affinity=Affinity(sessions, signer, find),
+            metrics=metrics,
+            api=api,
+        )
+        await functions.load()
+        server = await asyncio.get_running_loop().create_server(
+            gateway.accept, sock=listener, backlog=_BACKLOG
+        )
+        (options.data / URL).write_text(options.url + "\n")
+        background = [
+            asyncio.create_task(work)
+            for work in (
+                gateway.run(),
+                supervisor.run(),
+                _expire(sessions),
+                _flush(sessions, store),
+            )
+        ]
+        _banner(options, drivers, checks)
+        await stop.wait()
+        log.info("draining", seconds=options.drain)
+        gateway.draining = True
+        server.close()
+        await gateway.drain(options.drain)
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        await supervisor.close()
+        await store.put_sessions(sessions.take_changed())
+        (options.data / URL).unlink(missing_ok=True)
+        log.info("stopped")
+
+
+async def _expire(sessions: Sessions) -> None:
+    while True:
+        await asyncio.sleep(_EXPIRE_SECONDS)
+        sessions.expire(asyncio.get_running_loop().time())
+
+
+async def _flush(sessions: Sessions, store: Store) -> None:
+    """Sessions reach the store behind the requests that change them."""
+    while True:
+        await asyncio.sleep(_FLUSH_SECONDS)
+        changed = sessions.take_changed()
+        if changed:
+            try:
+                await store.put_sessions(changed)
+            except Exception:
+                log.exception("sessions were not kept", count=len(changed))
+
+
+def _gauges(
+    functions: Functions, sessions: Sessions
+) -> Iterable[tuple[str, str, dict[str, float]]]:
+    entries = functions.all()
+    yield (
+        "cove_instances",
+        "Instances that exist",
+        {entry.name: len(entry.instances) for entry in entries},
+    )
+    yield (
+        "cove_sessions",
+        "Sessions that run",
+        {entry.name: sessions.count(entry.name) for entry in entries},
+    )
+    yield (
+        "cove_waiting",
+        "Requests that wait for an instance",
+        {entry.name: sum(pool.waiting for pool in entry.pools.values()) for entry in entries},
+    )
+
+
+# The parts.
+
+
+async def _drivers(options: Options) -> tuple[dict[Isolation, Driver], list[Check]]:
+    """One driver per tier this machine has, best first, and what was found out on the way."""
+    state = options.data / "run"
+    state.mkdir(exist_ok=True)
+    runtime, checks = None, probe.machine()
+    if options.driver != "process":
+        runtime, found = await probe.probe(state)
+        checks += found
+    if options.driver == "oci" and runtime is None:
+        raise CoveError(
+            "isolation_unavailable",
+            "--driver oci: no OCI runtime passed the probe: "
+            + "; ".join(f"{check.name}: {check.detail}" for check in checks if not check.ok),
+            hint="`cove doctor` says more; --driver process needs none and isolates nothing",
+        )
+    drivers: dict[Isolation, Driver] = {}
+    if runtime is not None:
+        parent = "cove-" + hashlib.sha256(str(options.data).encode()).hexdigest()[:12]
+        drivers["container"] = OciDriver(runtime, state / "oci", SERVE, parent)
+    if options.driver != "oci":
+        drivers["process"] = ProcessDriver(SERVE)
+    return drivers, checks
+
+
+async def _doctor() -> list[dict[str, object]]:
+    with tempfile.TemporaryDirectory(prefix="cove-doctor-") as folder:
+        _, checks = await probe.probe(Path(folder))
+    return [asdict(check) for check in [*probe.machine(), *checks]]
+
+
+@asynccontextmanager
+async def _api(control: EngineControl, options: Options) -> AsyncIterator[Upstream]:
+    """The control API on a unix socket of this process, and connections to it."""
+    uploads = options.data / "uploads"
+    uploads.mkdir(mode=0o700, exist_ok=True)
+    # A socket's path has a bound of 108 bytes that a data folder's need not keep.
+    with tempfile.TemporaryDirectory(prefix="cove-api-") as folder:
+        path = str(Path(folder) / "api.sock")
+        app = create_app(control, uploads=uploads)
+        config = uvicorn.Config(
+            app,
+            uds=path,
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=2,
+        )
+        server = _Quiet(config)
+        task = asyncio.create_task(server.serve())
+        while not server.started:
+            if task.done():
+                raise CoveError("internal", "the control API did not start")
+            await asyncio.sleep(0.005)
+
+        async def dial() -> socket.socket:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            sock.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(sock, path)
+            return sock
+
+        upstream = Upstream(dial)
+        try:
+            yield upstream
+        finally:
+            await app.state.deploys.close()
+            upstream.close()
+            server.should_exit = True
+            await task
+
+
+class _Quiet(uvicorn.Server):
+    """uvicorn without its signal handlers: Cove's own decide when it ends."""
+
+    @contextlib.contextmanager
+    def capture_signals(self):  # type: ignore[no-untyped-def]
+        yield
+
+
+@contextlib.contextmanager
+def _own_data(data: Path):  # type: ignore[no-untyped-def]
+    """The data folder, made and held: one Cove at a time."""
+    try:
+        data.mkdir(parents=True, exist_ok=True, mode=0o755)
+        lock = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise CoveError(
+            "bad_config",
+            f"the data folder {data} cannot be used: {error.strerror}",
+            hint="choose another with --data or COVE_DATA",
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise CoveError(
+            "conflict",
+            f"another Cove runs on the data folder {data}",
+            hint="stop it, or choose another folder with --data",
+        ) from error
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _listen(options: Options) -> socket.socket:
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((options.host, options.port))
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise CoveError(
+            "conflict",
+            f"cannot listen on {options.host}:{options.port}: {error.strerror}",
+            hint="another program has it? choose another address with --listen HOST:PORT",
+        ) from error
+    sock.setblocking(False)
+    return sock
+
+
+def _with_port(options: Options, listener: socket.socket) -> Options:
+    """Port 0 asks for a free one: what it became."""
+    return Options(**{**_fields(options), "port": listener.getsockname()[1]})
+
+
+def _fields(options: Options) -> dict[str, object]:
+    return {name: getattr(options, name) for name in Options.__slots__}
+
+
+async def _keys(store: Store, data: Path) -> list[Key]:
+    """The project keys; the first start makes one and writes it to DATA/key."""
+    keys = list(await store.keys())
+    if not keys:
+        alphabet = string.ascii_letters + string.digits
+        secret = "cove_" + "".join(secrets.choice(alphabet) for _ in range(40))
+        path = data / KEY
+        path.unlink(missing_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secret + "\n")
+        digest = hashlib.sha256(secret.encode()).hexdigest()
+        key = Key(secrets.token_hex(8), "project", digest, clock.wall())
+        await store.add_key(key)
+        keys.append(key)
+    return keys
+
+
+def _banner(options: Options, drivers: dict[Isolation, Driver], checks: list[Check]) -> None:
+    tiers = ", ".join(f"{isolation} ({driver.name})" for isolation, driver in drivers.items())
+    log.info(
+        "cove is up", version=__version__, url=options.url, data=str(options.data), tiers=tiers
+    )
+    if "container" not in drivers:
+        reasons = "; ".join(f"{check.name}: {check.detail}" for check in checks if not check.ok)
+        log.warning(
+            "functions run as plain processes: nothing is isolated",
+            reason=reasons or "--driver process",
+            hint="`cove doctor` says what isolation needs",
+        )
+
+
+def _log_to_stderr(*, as_json: bool) -> None:
+    renderer = (
+        structlog.processors.JSONRenderer()
+        if as_json
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
