@@ -12,12 +12,10 @@ from pathlib import Path
 
 import pytest
 
-import cove.runtimes
 from cove.model import FunctionSpec, Plan
-from cove.runtimes import python, source
+from cove.runtimes import SERVE, python, source
 from cove.runtimes.layers import Layers
 
-SERVE = Path(cove.runtimes.__file__).parent / "serve.py"
 STARTS_WITHIN = 30.0
 
 Write = Callable[[Mapping[str, str]], Path]

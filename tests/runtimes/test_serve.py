@@ -149,18 +149,29 @@ async def test_the_dependency_layer_works_from_another_place(
     assert text == CURRENT
 
 
-async def test_a_web_app_answers(write: Any, deploy: Any) -> None:
-    text = """
+WEB = """
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
-from starlette.routing import Route
-site = Starlette(routes=[Route("/", lambda request: PlainTextResponse("hello"))])
+from starlette.routing import Mount, Route
+
+def hello(request):
+    return PlainTextResponse(f"{request.url_for('in:hello').path} {request.url.path}")
+
+inner = [Route("/hello", hello, name="hello")]
+site = Starlette(routes=[Mount("/in", routes=inner, name="in")])
 """
-    deployed = await deploy(write({"site.py": text}))
+
+
+async def test_a_web_app_answers_and_knows_the_prefix_its_callers_see(
+    write: Any, deploy: Any
+) -> None:
+    deployed = await deploy(write({"site.py": WEB}))
     assert (deployed.spec.kind, deployed.spec.entry) == ("web", "site:site")
     async with deployed.instance() as instance:
         await instance.serving()
-        assert await body(instance, "/") == "hello"
+        assert await body(instance, "/in/hello") == "/in/hello /in/hello"
+        prefixed = await body(instance, "/in/hello", "X-Forwarded-Prefix: /fn/site\r\n")
+        assert prefixed == "/fn/site/in/hello /fn/site/in/hello"
 
 
 async def test_a_web_program_without_dependencies_runs_on_the_base_python(
@@ -235,10 +246,10 @@ def web(command: str) -> str:
     return f'kind = "web"\ncommand = "{command}"'
 
 
-async def body(instance: Instance, path: str) -> str:
+async def body(instance: Instance, path: str, headers: str = "") -> str:
     async with asyncio.timeout(10):
         reader, writer = await asyncio.open_connection("127.0.0.1", instance.port)
-        writer.write(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
+        writer.write(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n{headers}\r\n".encode())
         whole = await reader.read()
         writer.close()
     return whole.decode().partition("\r\n\r\n")[2]

@@ -80,10 +80,17 @@ class _Unpacking:
                 )
             self._place(member)
         for path, target in self.links:
-            path.symlink_to(target)
+            try:
+                path.symlink_to(target)
+            except OSError as error:
+                raise self._refused_link(path, error.strerror or str(error)) from error
         for path, target in self.links:
-            if not path.resolve().is_relative_to(self.root):
-                raise _refused(str(path.relative_to(self.root)), f"links out, to {target}")
+            # realpath, because Path.resolve raises for links in a circle, which are harmless.
+            if not Path(os.path.realpath(path)).is_relative_to(self.root):
+                raise self._refused_link(path, f"links out, to {target}")
+
+    def _refused_link(self, path: Path, why: str) -> CoveError:
+        return _refused(str(path.relative_to(self.root)), why)
 
     def _place(self, member: tarfile.TarInfo) -> None:
         parts = _inside(member.name)

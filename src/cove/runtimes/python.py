@@ -73,8 +73,9 @@ def settle(source: Source, needs: Requirements) -> Requirements:
         notes.append(f"mcp is resolved as mcp<2: {why}")
     if source.spec.kind == "web" and source.is_object and not needs.get("uvicorn"):
         frameworks = [] if needs.origin else [f for f in _FRAMEWORKS if _imports(source, f)]
-        lines += [*frameworks, "uvicorn"]
-        notes.append(_added(needs, "uvicorn", [*frameworks, "uvicorn"]))
+        sockets = ["websockets"] if any("ebSocket" in m.text for m in source.modules) else []
+        lines += [*frameworks, "uvicorn", *sockets]
+        notes.append(_added(needs, "uvicorn", [*frameworks, "uvicorn", *sockets]))
     return dataclasses.replace(
         needs, lines=tuple(lines), constraints=tuple(constraints), notes=tuple(notes)
     )

@@ -145,7 +145,18 @@ def _web_app(target: Any, args: argparse.Namespace) -> Any:
         _wrong(args, target, 'an ASGI app; serve WSGI by command = "…" in cove.toml')
     if not callable(target):
         _wrong(args, target, "an ASGI app")
-    return target
+
+    async def prefixed(scope: Any, receive: Any, send: Any) -> None:
+        """The app under the path that its callers see, so that the links it makes lead back."""
+        prefix = dict(scope.get("headers", ())).get(b"x-forwarded-prefix", b"").rstrip(b"/")
+        if prefix.startswith(b"/"):
+            root = prefix.decode("latin-1")
+            raw = prefix + scope.get("raw_path", scope["path"].encode())
+            # ASGI, "HTTP Connection Scope": path includes root_path.
+            scope = {**scope, "root_path": root, "path": root + scope["path"], "raw_path": raw}
+        await target(scope, receive, send)
+
+    return prefixed
 
 
 def _mcp_app(target: Any, args: argparse.Namespace) -> Any:
