@@ -15,6 +15,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
+from cove.clock import iso
 from cove.errors import CoveError
 
 KEY = "cove_test-key"
@@ -71,7 +72,7 @@ class MemoryControl:
                     "id": "i-1",
                     "state": "ready",
                     "pid": 4242,
-                    "started_at": time.time() - 90,
+                    "started_at": iso(time.time() - 90),
                     "started_by": "deploy",
                     "sessions": 1,
                     "requests": 3,
@@ -116,8 +117,8 @@ class MemoryControl:
                 "affinity": "mcp",
                 "key": "k",
                 "instance": "i-1",
-                "created_at": time.time() - 7200,
-                "last_at": time.time(),
+                "created_at": iso(time.time() - 7200),
+                "last_at": iso(time.time()),
             }
             for function in names
         ]

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 
 class Control(Protocol):
-    """Functions and what they run, as JSON-ready dictionaries. Times are seconds since the epoch.
+    """Functions and what they run, as JSON-ready dictionaries. Times are RFC 3339 in UTC.
 
     Methods that name a function raise `CoveError("not_found")` where there is none.
     """

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cove.cli.options import Options, command
+from cove.cli.options import Options, command, explained
 from cove.cli.output import print_error, print_json, say, tell
 from cove.cli.watch import changes
 from cove.errors import CoveError
@@ -28,13 +28,16 @@ def deploy(options: Options, path: Path, wanted: str | None, watch: bool) -> Non
     if not watch:
         _print(_once(client, options, path, wanted), options)
         return
+    name = wanted or fallback_name(path)
     with changes(path) as changed:
         while True:
             try:
-                _print(_once(client, options, path, wanted), options, line=True)
+                function = _once(client, options, path, wanted)
+                name = str(function["name"])  # cove.toml may have said another
+                _print(function, options, line=True)
             except CoveError as error:
-                print_error(error, options.json, line=True)
-                _say_what_serves(client, wanted or fallback_name(path), options)
+                print_error(explained(error, options, None), options.json, line=True)
+                _say_what_serves(client, name, options)
             if not options.json:
                 tell(f"watching {path}")
             if not changed():
@@ -64,4 +67,5 @@ def _say_what_serves(client: CoveClient, name: str, options: Options) -> None:
         serving = client.describe(name)
     except CoveError:
         return
-    tell(f"version {serving['version']} of {serving['name']} keeps serving")
+    if serving.get("state") == "ready":
+        tell(f"version {serving['version']} of {serving['name']} keeps serving")

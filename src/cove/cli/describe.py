@@ -6,7 +6,10 @@ import click
 
 from cove.cli.options import Options, command
 from cove.cli.output import ago, print_json, print_pairs, print_table, say
+from cove.model import MIB
 from cove.sdk.client import Json
+
+BYTES = ("memory", "body")
 
 
 @command(name="describe")
@@ -46,9 +49,11 @@ def _pairs(function: Json) -> list[tuple[str, object]]:
     pairs += [(f"url {kind}", url) for kind, url in function["urls"].items()]
     pairs.append(("isolation", f"{function['isolation']} ({function['driver']})"))
     pairs += [("auth", function["auth"])] if "auth" in function else []
-    for group in ("facts", "limits", "scale"):
+    for group in ("facts", "limits", "scale", "session"):
         if values := function.get(group):
-            pairs.append((group, ", ".join(f"{key} {value}" for key, value in values.items())))
+            pairs.append(
+                (group, ", ".join(f"{key} {_size(key, value)}" for key, value in values.items()))
+            )
     pairs += [("note", note) for note in function.get("notes", ())]
     pairs.append(("instances", len(function["instances"])))
     pairs.append(("sessions", function["sessions"]))
@@ -56,3 +61,7 @@ def _pairs(function: Json) -> list[tuple[str, object]]:
         if error := version.get("error"):
             pairs.append((f"version {version['number']}", f"{version['state']}: {error}"))
     return pairs
+
+
+def _size(key: str, value: object) -> object:
+    return f"{value / MIB:g}MiB" if key in BYTES and isinstance(value, int) else value

@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 import click
@@ -71,11 +72,13 @@ def print_pairs(pairs: Sequence[tuple[str, object]]) -> None:
         say(f"{name.ljust(width)}  {value}")
 
 
-def ago(seconds: Any, now: float | None = None) -> str:
-    """How long ago a time since the epoch was, in the largest unit that fits."""
-    if not isinstance(seconds, int | float):
+def ago(moment: object, now: float | None = None) -> str:
+    """How long ago an RFC 3339 time was, in the largest unit that fits."""
+    try:
+        then = datetime.fromisoformat(str(moment)).timestamp()
+    except ValueError:
         return "-"
-    past = max(0, int((time.time() if now is None else now) - seconds))
+    past = max(0, int((time.time() if now is None else now) - then))
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if past >= size:
             return f"{past // size}{unit} ago"
