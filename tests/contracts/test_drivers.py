@@ -160,15 +160,12 @@ class Rig:
         for fd in os.listdir("/proc/self/fd"):
             with contextlib.suppress(OSError):
                 fds.append(os.readlink(f"/proc/self/fd/{fd}"))
-        state = self._folder / "state"
-        with contextlib.suppress(FileNotFoundError):
-            state = Path("/run/cove", f"{state.stat().st_dev:x}-{state.stat().st_ino:x}")
         return {
             "processes": self.alive(),
             "mounts": [x for x in mountinfo() if str(self._folder) in x or "/run/cove" in x],
             "cgroups": [str(p) for p in Path("/sys/fs/cgroup").glob("*/cove-contract*/t-*")],
             "homes": len(list(Path(tempfile.gettempdir()).glob("cove-home-*"))),
-            "bundles": sorted(str(p) for p in (self._folder / "state" / "bundles").glob("*")),
+            "folders": sorted(str(p) for p in (self._folder / "state").glob("[br]u*/*")),
             "held": sorted(x for x in fds if x.startswith(("net:", "anon_inode:[pidfd]"))),
         }
 

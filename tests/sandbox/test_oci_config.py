@@ -8,6 +8,7 @@ from typing import Any
 
 from cove.model import MIB
 from cove.sandbox.oci import oci_config
+from cove.sandbox.seccomp import seccomp
 from cove.sandbox.spec import Bind, Sandbox
 
 BOX = Sandbox(
@@ -42,6 +43,7 @@ def test_the_program_is_nobody_special_and_can_become_nobody_else() -> None:
     assert set(map(tuple, process["capabilities"].values())) == {()}
     assert len(process["capabilities"]) == 5
     assert process["noNewPrivileges"] is True
+    assert oci_config(BOX)["linux"]["seccomp"] == seccomp("x86_64")
     assert process["env"] == ["A=1", "B=x=y"]
 
 
