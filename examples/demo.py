@@ -7,6 +7,7 @@ MCP client, and waits until nothing runs any more. Exits non-zero if any of it i
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
 import signal
@@ -51,19 +52,21 @@ class Demo:
         command = [str(COVE), "up", "--data", str(self.data), "--listen", self.address]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        while True:
-            try:
-                connection = socket.create_connection(("127.0.0.1", self.port), 1)
-            except OSError:
-                if self.process.poll() is not None or time.perf_counter() - begun > 30:
-                    raise SystemExit("cove up did not start:\n" + self.log.read_text()) from None
-                time.sleep(0.02)
-            else:
-                with connection:
-                    connection.sendall(b"GET /readyz HTTP/1.0\r\n\r\n")
-                    if b" 200 " in connection.recv(4096).split(b"\r\n")[0]:
-                        break
+        while not self.ready():
+            if self.process.poll() is not None or time.perf_counter() - begun > 30:
+                raise SystemExit("cove up did not get ready:\n" + self.log.read_text())
+            time.sleep(0.02)
         say("up", f"Cove answers at {self.url} after {ms(begun)}")
+
+    def ready(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        try:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
+        finally:
+            connection.close()
 
     def cove(self, *arguments: str) -> Any:
         environment = {**os.environ, "COVE_URL": self.url, "COVE_DATA": str(self.data)}
@@ -130,11 +133,13 @@ async def forecast(client: Client, city: str) -> str:
 
 
 def main() -> None:
+    # told to stop, it still cleans up
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     print("Cove: one file becomes an MCP URL that scales from zero")
     with tempfile.TemporaryDirectory(prefix="cove-demo-") as name:
         demo = Demo(Path(name))
-        demo.up()
         try:
+            demo.up()
             demo.deploy()
             demo.wait_for_zero()
             say("at zero", "cove describe shows no instance: nothing runs until somebody calls")
