@@ -61,6 +61,8 @@ def settled(folder: Path) -> tuple[list[str], list[str], list[str]]:
         ({"x": "", "cove.toml": "kind = 'web'\ncommand = './x'"}, [], [], ""),
         ({"x": "", "cove.toml": "command = './x'"}, [], [], ""),
         ({"server.py": CURRENT, "cove.toml": "command = 'python server.py'"}, ["mcp"], [], "added"),
+        ({"server.py": PEP_723 + CURRENT, "cove.toml": "command = 'python server.py'"},
+         ["mcp>=2", "idna"], [], ""),
     ],
 )  # fmt: skip
 def test_what_is_missing_is_added_and_said(
@@ -200,7 +202,8 @@ async def test_another_python_of_this_machine_is_used_where_it_is_asked_for(
     write: Any, deploy: Any
 ) -> None:
     ours = f"3.{sys.version_info.minor}"
-    asked = next((v for v in ("3.12", "3.13", "3.10") if v != ours and await exists(v)), ours)
+    others = [v for v in ("3.12", "3.13", "3.10") if v != ours and await exists(v)]
+    asked = [*others, ours][0]
     folder = write({"a.txt": "", "cove.toml": f'runtime="python{asked}"\nkind="web"\ncommand="x"'})
     deployed = await deploy(folder)
     answer = subprocess.run(
@@ -210,6 +213,20 @@ async def test_another_python_of_this_machine_is_used_where_it_is_asked_for(
         text=True,
     )
     assert answer.stdout.startswith(asked + ".")
+
+
+async def test_a_project_that_needs_a_newer_python_gets_it_or_is_told(
+    write: Any, deploy: Any
+) -> None:
+    newer = f">=3.{sys.version_info.minor + 1}"
+    project = f'[project]\nname = "x"\nrequires-python = "{newer}"\n'
+    folder = write({"pyproject.toml": project, "cove.toml": 'kind="web"\ncommand="x"'})
+    if await exists(newer):
+        deployed = await deploy(folder)
+        assert int(deployed.plan.interpreter.version.split(".")[1]) > sys.version_info.minor
+    else:
+        with pytest.raises(CoveError, match=f"Python {newer} is not on this machine"):
+            await deploy(folder)
 
 
 async def exists(version: str) -> bool:

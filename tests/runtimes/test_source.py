@@ -189,3 +189,29 @@ def test_a_config_that_is_a_link_is_not_read(write: Any, tmp_path: Path) -> None
     (tmp_path / "secret").write_text("password = 'x'")
     (folder / "cove.toml").symlink_to(tmp_path / "secret")
     assert read(folder).spec.name == "weather"
+
+
+@pytest.mark.parametrize(
+    ("command", "entry"),
+    [
+        ("python server.py --fast", "server.py"),
+        ("python ./server.py", "server.py"),
+        ("python -m server", "server.py"),
+        ("uvicorn server:app --port $PORT", "server.py"),
+        ("python -m http.server", None),
+    ],
+)
+def test_the_module_that_a_command_runs_is_known(
+    command: str, entry: str | None, write: Any
+) -> None:
+    text = FASTMCP + "mcp = FastMCP('w')\n" + GUARD + "mcp.run(transport='sse')"
+    found = read(write({"server.py": text, "cove.toml": f"command = '{command}'"}))
+    assert (str(found.entry.path) if found.entry else None) == entry
+    assert found.spec.transport == ("sse" if entry else None)
+    assert (found.spec.entry, found.is_object) == (None, False)
+
+
+def test_a_program_that_can_run_over_several_transports_gives_no_hint(write: Any) -> None:
+    text = FASTMCP + "mcp = FastMCP('w')\nif x:\n    mcp.run('sse')\nelse:\n    mcp.run('http')"
+    folder = write({"server.py": text, "cove.toml": "command = 'python server.py'"})
+    assert read(folder).spec.transport is None

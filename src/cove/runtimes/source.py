@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ class Source:
     folder: Path
     modules: tuple[Module, ...]
     entry: Module | None
-    """The module that `spec.entry` names, where it is in the folder."""
+    """The module that `spec.entry` or `spec.command` names, where it is in the folder."""
     disarm: str = ""
     """`package.module:Class` whose `run()` the entry calls on import, where it must not."""
     notes: tuple[str, ...] = ()
@@ -58,7 +59,7 @@ def read(folder: Path, *, name: str | None, fallback: str) -> Source:
 
     spec = spec_of("mcp")
     if spec.command is not None:
-        return Source(spec, folder, _modules(folder, strict=False), None)
+        return _commanded(spec, folder, spec.command)
     if spec.entry is not None and ":" not in spec.entry:
         return _program(spec, folder, _written_program(folder, spec.entry))
     found = _written_object(folder, spec.entry) if spec.entry else _Search(folder).best(spec, text)
@@ -208,14 +209,33 @@ def _program(spec: FunctionSpec, folder: Path, module: Module | None) -> Source:
     runs = module.runs
     if spec.kind == "mcp" and runs and all(run.over == "stdio" for run in runs):
         raise _speaks_stdio(module, runs[0])
-    over = next((run.over for run in runs if run.over), None)
-    hint: Transport | None = None if over in {None, "stdio"} else "sse" if over == "sse" else "http"
-    spec = dataclasses.replace(
-        spec,
-        entry=str(module.path),
-        transport=spec.transport or (hint if spec.kind == "mcp" else None),
-    )
+    spec = dataclasses.replace(_hinted(spec, module), entry=str(module.path))
     return Source(spec, folder, _modules(folder, strict=False), module)
+
+
+def _commanded(spec: FunctionSpec, folder: Path, command: str) -> Source:
+    """A command line; the first of the folder's modules that it names counts as its entry."""
+    found = _modules(folder, strict=False)
+    try:
+        words = shlex.split(command)[1:]
+    except ValueError:
+        words = command.split()[1:]
+    named = (
+        module
+        for word in words
+        for module in found
+        if word.removeprefix("./") == str(module.path) or word.partition(":")[0] == module.name
+    )
+    entry = next(named, None)
+    return Source(_hinted(spec, entry) if entry else spec, folder, found, entry)
+
+
+def _hinted(spec: FunctionSpec, module: Module) -> FunctionSpec:
+    """The spec with the transport that the program runs over, if none is written and it has one."""
+    over: set[Transport | None] = {run.over for run in module.runs if run.over != "stdio"}
+    if spec.kind != "mcp" or spec.transport is not None or len(over) != 1:
+        return spec
+    return dataclasses.replace(spec, transport=over.pop())
 
 
 def _speaks_stdio(module: Module, run: Run) -> CoveError:
