@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from cove.drivers.process import ProcessDriver
 from cove.errors import CoveError
 from cove.model import MIB, Interpreter, Limits
 
+PARENT = f"cove-contract-{os.getpid()}"
 BOUND = 20.0  # seconds for anything that is waited for
 
 SERVE = """
@@ -98,6 +100,7 @@ class Rig:
         self.driver = driver
         self.mark = f"MARK={uuid.uuid4().hex}"
         self._folder = folder
+        self._since = time.time()
         self._open: list[Any] = []
 
     @property
@@ -163,11 +166,17 @@ class Rig:
         return {
             "processes": self.alive(),
             "mounts": [x for x in mountinfo() if str(self._folder) in x or "/run/cove" in x],
-            "cgroups": [str(p) for p in Path("/sys/fs/cgroup").glob("*/cove-contract*/t-*")],
-            "homes": len(list(Path(tempfile.gettempdir()).glob("cove-home-*"))),
+            "cgroups": [str(p) for p in Path("/sys/fs/cgroup").glob(f"**/{PARENT}/t-*")],
+            "homes": [p for p in Path(tempfile.gettempdir()).glob("cove-home-*") if self._made(p)],
             "folders": sorted(str(p) for p in (self._folder / "state").glob("[br]u*/*")),
             "held": sorted(x for x in fds if x.startswith(("net:", "anon_inode:[pidfd]"))),
         }
+
+    def _made(self, home: Path) -> bool:
+        """Whether a home was made since this rig was: others may run drivers here too."""
+        with contextlib.suppress(FileNotFoundError):
+            return home.stat().st_ctime >= self._since
+        return False
 
     def close(self) -> None:
         for one in self._open:
@@ -198,15 +207,13 @@ async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[R
     elif request.param == "fake":
         driver = FakeDriver()
     else:
-        driver = OciDriver(
-            request.getfixturevalue("runtime"), tmp_path / "state", serve, "cove-contract"
-        )
+        driver = OciDriver(request.getfixturevalue("runtime"), tmp_path / "state", serve, PARENT)
     made = Rig(driver, tmp_path)
     yield made
     await driver.close()
     assert made.alive() == []
     made.close()
-    assert list(Path("/sys/fs/cgroup").glob("*/cove-contract")) == []
+    assert list(Path("/sys/fs/cgroup").glob(f"**/{PARENT}")) == []
     assert not (tmp_path / "state").exists()
 
 

@@ -99,8 +99,9 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
 
 @pytest.fixture
 async def box(runtime: Runtime, tmp_path: Path) -> AsyncIterator[Box]:
-    made = Box(OciDriver(runtime, tmp_path / "state", None, "cove-test-oci"), tmp_path)
+    parent = f"cove-test-{os.getpid()}"
+    made = Box(OciDriver(runtime, tmp_path / "state", None, parent), tmp_path)
     yield made
     await made.driver.close()
     made.close()
-    assert list(Path("/sys/fs/cgroup").glob("*/cove-test-oci")) == []
+    assert list(Path("/sys/fs/cgroup").glob(f"**/{parent}")) == []

@@ -295,7 +295,6 @@ async def test_an_interpreter_in_a_home_folder_runs_and_the_rest_of_it_stays_out
 
 
 async def test_code_closed_by_a_umask_is_readable_and_left_as_it_was(box: Box) -> None:
-    before = Path("/proc/self/mountinfo").read_text()
     umask = os.umask(0o077)
     try:
         running, _ = await box.start(SLEEP)
@@ -304,8 +303,9 @@ async def test_code_closed_by_a_umask_is_readable_and_left_as_it_was(box: Box) -
     code = Path(running.launch.code)
     assert code.stat().st_mode & 0o777 == 0o700
     assert code.stat().st_uid == 0
+    assert str(box.folder) in Path("/proc/self/mountinfo").read_text()
     await running.stop(0.0)
-    assert Path("/proc/self/mountinfo").read_text() == before
+    assert str(box.folder) not in Path("/proc/self/mountinfo").read_text()
 
 
 async def test_code_that_cannot_be_shown_names_the_path_and_the_command(box: Box) -> None:
@@ -320,7 +320,7 @@ async def test_code_that_cannot_be_shown_names_the_path_and_the_command(box: Box
 async def test_a_reachable_state_folder_keeps_everything_within_it(runtime: Runtime) -> None:
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
-    box = Box(OciDriver(runtime, folder / "state", None, "cove-test-oci"), folder)
+    box = Box(OciDriver(runtime, folder / "state", None, f"cove-test-{os.getpid()}"), folder)
     try:
         await box.start(SLEEP)
         assert len(list((folder / "state" / "roots").iterdir())) == 1
@@ -329,6 +329,11 @@ async def test_a_reachable_state_folder_keeps_everything_within_it(runtime: Runt
         box.close()
         assert not (folder / "state").exists()
         shutil.rmtree(folder)
+
+
+async def test_orphans_of_the_runtime_become_children_of_ours(box: Box) -> None:
+    running, _ = await box.start(SLEEP)
+    assert status(running.pid)["PPid"] == str(os.getpid())
 
 
 async def test_an_id_that_runs_is_not_started_again(box: Box) -> None:
