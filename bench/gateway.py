@@ -208,14 +208,14 @@ def measure(
 
 def table(results: dict[tuple[str, int], Round]) -> list[str]:
     lines = [
-        "| target | connections | requests/s | p50 | p95 | p99 | proxy CPU a request |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| target | connections | requests/s | p50 | p95 | p99 | proxy CPU a request | least |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for (name, connections), r in results.items():
-        used = f"{r.cpu:.1f} µs" if r.cpu else "-"
+        used, least = (f"{each:.1f} µs" if r.cpu else "-" for each in (r.cpu, r.least))
         lines.append(
             f"| {name} | {connections} | {r.rps:,.0f} | {r.p50 / 1000:.2f} ms | "
-            f"{r.p95 / 1000:.2f} ms | {r.p99 / 1000:.2f} ms | {used} |"
+            f"{r.p95 / 1000:.2f} ms | {r.p99 / 1000:.2f} ms | {used} | {least} |"
         )
     return lines
 
