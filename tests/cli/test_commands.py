@@ -151,7 +151,9 @@ def test_sessions_are_listed_and_cannot_move_the_cursor(cove: Cove, source: Path
     shown = cove("session", "list", "weather").out
     assert "s-weather" in shown
     assert "2h ago" in shown
-    assert "\x1b" not in shown
+    _, drawn = on_a_terminal(cove, "session", "list")
+    assert "anony" in drawn
+    assert "\x1b[31m" not in drawn
     assert cove("session", "list", "--json").json[0]["principal"] == "anony\x1b[31mmous\udcff"
 
 

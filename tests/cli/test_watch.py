@@ -13,7 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from api.served import PATIENCE, MemoryControl
+from cove.cli.watch import counts
 
 from .conftest import COVE, Cove
 
@@ -82,17 +85,27 @@ def test_as_json_each_outcome_is_a_line(cove: Cove, source: Path) -> None:
         assert json.loads(out())["version"] == 2
 
 
-def test_what_is_not_deployed_does_not_deploy(
-    cove: Cove, source: Path, control: MemoryControl
-) -> None:
-    with watching(cove, source.parent, "--json") as (out, _):
-        assert json.loads(out())["version"] == 1
-        (source.parent / "__pycache__").mkdir()
-        (source.parent / "__pycache__" / "server.pyc").write_text("x")
-        (source.parent / ".env").write_text("SECRET=1")
-        source.write_text("mcp = 2\n")
-        assert json.loads(out())["version"] == 2
-        assert len(control.archives) == 2
+@pytest.mark.parametrize(
+    ("file", "matters"),
+    [
+        ("server.py", True),
+        ("data/cities.json", True),
+        (".coveignore", True),
+        ("__pycache__/server.cpython-311.pyc", False),
+        (".git/index", False),
+        ("deep/.venv/bin/python", False),
+        (".env", False),
+        ("notes.log", False),
+    ],
+)
+def test_only_what_is_deployed_matters(tmp_path: Path, file: str, matters: bool) -> None:
+    (tmp_path / ".coveignore").write_text("*.log\n")
+    assert counts(tmp_path, tmp_path / file) is matters
+
+
+def test_of_a_lone_file_only_itself_matters(source: Path) -> None:
+    assert counts(source, source)
+    assert not counts(source, source.parent / "other.py")
 
 
 def test_a_change_during_a_deploy_is_deployed_after_it(

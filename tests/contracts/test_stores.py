@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import logging
 import os
@@ -260,6 +261,16 @@ async def test_two_openers_of_one_file_share_its_numbers(tmp_path: Path) -> None
     finally:
         for opened in stores:
             await opened.close()
+
+
+async def test_an_opener_waits_for_the_one_before_it(tmp_path: Path) -> None:
+    with (tmp_path / "cove.db.lock").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        opening = asyncio.create_task(open_store(tmp_path / "cove.db"))
+        done, _ = await asyncio.wait({opening}, timeout=0.5)
+        assert not done
+    opened = await asyncio.wait_for(opening, 10)
+    await opened.close()
 
 
 async def test_what_returned_is_on_disk_and_only_ours_to_read(tmp_path: Path) -> None:

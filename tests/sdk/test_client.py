@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import threading
 from collections.abc import Iterator
@@ -85,8 +86,6 @@ def test_a_silent_deploy_is_waited_for(control: MemoryControl, source: Path) -> 
 
 
 def test_an_archive_that_is_too_large_is_said_to_be(client: CoveClient, source: Path) -> None:
-    import random
-
     (source / "data.bin").write_bytes(random.Random(1).randbytes(20_000_000))
     with pytest.raises(CoveError) as failed:
         client.deploy(source)
@@ -163,3 +162,23 @@ def test_a_server_that_dies_during_a_deploy_is_not_a_success(source: Path) -> No
             CoveClient(f"http://127.0.0.1:{listener.getsockname()[1]}", KEY).deploy(source)
         thread.join(PATIENCE)
     assert error.value.code == "unreachable"
+
+
+def test_a_refusal_is_heard_though_the_archive_was_not_read(source: Path) -> None:
+    (source / "data.bin").write_bytes(random.Random(2).randbytes(20_000_000))
+    body = b'{"error": {"code": "too_large", "message": "no room", "hint": "less"}}'
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            peer, _ = listener.accept()
+            with peer:
+                peer.recv(1024)
+                head = f"HTTP/1.1 413 x\r\nContent-Length: {len(body)}\r\n\r\n"
+                peer.sendall(head.encode() + body)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(CoveError) as error:
+            CoveClient(f"http://127.0.0.1:{listener.getsockname()[1]}", KEY).deploy(source)
+        thread.join(PATIENCE)
+    assert error.value.message == "no room"

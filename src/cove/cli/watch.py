@@ -7,13 +7,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cove.sdk.archive import existing
 from cove.sdk.ignore import FILE, Ignore
-
-if TYPE_CHECKING:
-    from watchfiles import Change
 
 TICK_MS = 100
 
@@ -55,7 +51,7 @@ def _watch(
     try:
         for some in watch(
             folder,
-            watch_filter=lambda change, name: _counts(path, change, Path(name)),
+            watch_filter=lambda change, name: counts(path, Path(name)),
             stop_event=stop,
             recursive=path.is_dir(),
             rust_timeout=TICK_MS,
@@ -69,7 +65,8 @@ def _watch(
         armed.set()
 
 
-def _counts(path: Path, change: Change, file: Path) -> bool:
+def counts(path: Path, file: Path) -> bool:
+    """Whether a change of `file` changes what deploying `path` sends."""
     if not path.is_dir():
         return file == path
     relative = file.relative_to(path).as_posix()
