@@ -30,13 +30,12 @@ class Round:
 
 def middle(rounds: Sequence[Round]) -> Round:
     """The median of each figure over rounds, and the least CPU."""
-    return Round(
-        *(
-            median(getattr(each, name) for each in rounds)
-            for name in ("rps", "p50", "p95", "p99", "cpu")
-        ),
-        least=min(each.cpu for each in rounds),
-    )
+
+    def of(name: str) -> float:
+        return median(getattr(each, name) for each in rounds)
+
+    least = min(each.cpu for each in rounds)
+    return Round(of("rps"), of("p50"), of("p95"), of("p99"), of("cpu"), least)
 
 
 @dataclass(frozen=True, slots=True)
