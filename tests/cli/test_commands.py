@@ -183,6 +183,13 @@ def test_doctor_asks_the_server(cove: Cove) -> None:
     assert [c["name"] for c in cove("doctor", "--json").json] == ["server", "crun", "runc"]
 
 
+def test_doctor_looks_at_the_machine_itself_where_no_server_answers(cove: Cove) -> None:
+    server, *machine = cove("doctor", "--json", "--url", "http://127.0.0.1:1").json
+    assert (server["name"], server["ok"]) == ("server", False)
+    assert "cove up" in server["hint"]
+    assert {"name", "ok", "detail", "hint"} <= machine[0].keys()
+
+
 def test_connect_prints_what_clients_take(cove: Cove, source: Path, control: MemoryControl) -> None:
     cove("deploy", source)
     entry = {"type": "http", "url": control.mcp_url}
