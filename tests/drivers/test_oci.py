@@ -48,12 +48,16 @@ async def test_each_instance_has_a_host_user_of_its_own_and_none_is_root(box: Bo
     assert set(inside[2]) <= {1000}
 
 
-async def test_a_stopped_instances_ids_serve_the_next(box: Box) -> None:
-    one, _ = await box.start(SLEEP)
-    first = status(one.pid)["Uid"]
-    await one.stop(0.0)
-    two, _ = await box.start(SLEEP)
-    assert status(two.pid)["Uid"] == first
+async def test_instances_of_another_cove_have_other_users(box: Box, runtime: Runtime) -> None:
+    other = Box(
+        OciDriver(runtime, box.folder / "other", None, f"cove-other-{os.getpid()}"), box.folder
+    )
+    try:
+        pids = [(await one.start(SLEEP))[0].pid for one in (box, other)]
+        assert len({status(pid)["Uid"] for pid in pids}) == 2
+    finally:
+        await other.driver.close()
+        other.close()
 
 
 async def test_no_capability_no_new_privileges_and_a_filter(box: Box) -> None:

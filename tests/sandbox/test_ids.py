@@ -31,3 +31,8 @@ def test_running_out_is_an_error_that_a_retry_may_mend() -> None:
         ids.take()
     assert full.value.code == "overloaded"
     assert full.value.retry
+
+
+def test_ranges_that_somebody_else_uses_are_left_alone() -> None:
+    others = [0, 1000, FIRST_ID + 1000, FIRST_ID + IDS_EACH + 33]
+    assert IdRanges().take(others) == FIRST_ID + 2 * IDS_EACH

@@ -73,6 +73,14 @@ def test_the_root_and_every_bind_are_read_only_without_setuid_or_devices() -> No
         assert {"rbind", "ro", "rro", "nosuid", "nodev"} == set(mounts(config)[target]["options"])
 
 
+def test_a_single_file_is_not_asked_for_recursive_read_only() -> None:
+    one = Bind("/etc/services", "/etc/services", folder=False)
+    config = oci_config(dataclasses.replace(BOX, binds=(one,)))
+    options = mounts(config)["/etc/services"]["options"]
+    assert "ro" in options
+    assert "rro" not in options
+
+
 def test_an_old_kernel_is_not_asked_for_recursive_read_only() -> None:
     config = oci_config(dataclasses.replace(BOX, recursive_ro=False))
     assert "rro" not in mounts(config)["/usr"]["options"]

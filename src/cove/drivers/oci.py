@@ -14,7 +14,7 @@ from cove.drivers.base import Exit, Launch, Usage
 from cove.drivers.bundle import Bundle, Ground, roots_for
 from cove.drivers.exits import Orphans, become_subreaper, exit_of
 from cove.drivers.loopback import dial, only_other
-from cove.drivers.procfs import catches, listeners
+from cove.drivers.procfs import catches, listeners, users
 from cove.drivers.runtime import Runtime
 from cove.drivers.whole import Starts
 from cove.errors import CoveError
@@ -141,7 +141,7 @@ class OciDriver:
     async def _start(self, launch: Launch) -> OciRunning:
         if launch.id in self._names:
             raise CoveError("start_failed", f"an instance {launch.id} runs already")
-        bundle = Bundle(self._ground, launch, self._ids.take())
+        bundle = Bundle(self._ground, launch, self._ids.take(users()))
         self._names.add(launch.id)
         try:
             await asyncio.to_thread(bundle.make)

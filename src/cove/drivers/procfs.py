@@ -58,6 +58,16 @@ def processes() -> Iterator[Process]:
                     yield parse_stat(f.read())
 
 
+def users() -> set[int]:
+    """Ids that own processes of this machine now."""
+    found: set[int] = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                found.add(os.stat(f"/proc/{name}").st_uid)
+    return found
+
+
 def parse_listeners(table: str) -> list[Listener]:
     """The listening sockets in the text of /proc/PID/net/tcp or tcp6."""
     rows = (line.split() for line in table.splitlines()[1:])

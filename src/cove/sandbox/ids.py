@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from cove.errors import CoveError
 
 FIRST_ID = 0x70000000  # systemd-nspawn's ranges end below it, 2^31 above it
@@ -15,9 +17,13 @@ class IdRanges:
     def __init__(self) -> None:
         self._used: set[int] = set()
 
-    def take(self) -> int:
-        """The first of 65536 ids. `CoveError("overloaded")` when all 4096 ranges are taken."""
-        slot = next((n for n in range(SLOTS) if n not in self._used), None)
+    def take(self, elsewhere: Iterable[int] = ()) -> int:
+        """The first of 65536 ids. `CoveError("overloaded")` when all 4096 ranges are taken.
+
+        `elsewhere` are ids that run processes on this host: another Cove's, or an earlier one's.
+        """
+        taken = self._used | {(one - FIRST_ID) // IDS_EACH for one in elsewhere}
+        slot = next((n for n in range(SLOTS) if n not in taken), None)
         if slot is None:
             raise CoveError(
                 "overloaded",

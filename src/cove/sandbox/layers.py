@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 
 from cove.errors import CoveError
 from cove.sandbox.idmap import mount_as
@@ -50,7 +51,7 @@ class Layers:
             return bind
         place = f"{folder}/{len(mounted)}"
         try:
-            if os.path.isdir(bind.source):
+            if bind.folder:
                 os.makedirs(place)
             else:
                 os.makedirs(folder, exist_ok=True)
@@ -64,4 +65,4 @@ class Layers:
                 hint=f"chmod -R o+rX {bind.source}",
             ) from e
         mounted.append(place)
-        return Bind(place, bind.target)
+        return replace(bind, source=place)

@@ -99,8 +99,8 @@ def _kernel_mounts(box: Sandbox) -> list[dict[str, Any]]:
 
 def _bind(bind: Bind, recursive_ro: bool) -> dict[str, Any]:
     # rbind, as in a user namespace a bind may not uncover what lies under a submount; "ro"
-    # alone stops at those submounts.
-    options = ["rbind", "ro", "nosuid", "nodev", *(["rro"] if recursive_ro else [])]
+    # alone stops at those submounts. A file has none, and crun 1.8 fails on "rro" for one.
+    options = ["rbind", "ro", "nosuid", "nodev", *(["rro"] if recursive_ro and bind.folder else [])]
     return {
         "destination": bind.target,
         "type": "bind",

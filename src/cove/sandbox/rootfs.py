@@ -79,7 +79,7 @@ class Skeleton:
     @property
     def digest(self) -> str:
         """Names the skeleton: equal for equal mount points, whatever is bound there."""
-        points = [(bind.target, os.path.isdir(bind.source)) for bind in self.binds]
+        points = [(bind.target, bind.folder) for bind in self.binds]
         text = json.dumps([sorted(self.links), sorted(points), sorted(FILES.items())])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -96,12 +96,17 @@ def survey(
         more_links, more_binds = _interpreter(executable, prefix, [bind.target for bind in binds])
         links += more_links
         binds += more_binds
-    binds.append(Bind(os.path.realpath(code), APP))
+    binds.append(_bind(code, APP))
     if deps is not None:
-        binds.append(Bind(os.path.realpath(deps), DEPS))
+        binds.append(_bind(deps, DEPS))
     if serve is not None:
-        binds.append(Bind(os.path.realpath(serve), SERVE))
+        binds.append(_bind(serve, SERVE))
     return Skeleton(tuple(links), tuple(binds))
+
+
+def _bind(path: str, target: str) -> Bind:
+    source = os.path.realpath(path)
+    return Bind(source, target, os.path.isdir(source))
 
 
 def _system() -> tuple[list[tuple[str, str]], list[Bind]]:
@@ -114,7 +119,7 @@ def _system() -> tuple[list[tuple[str, str]], list[Bind]]:
         if os.path.islink(path) and _under(os.path.realpath(path), "/usr"):
             links.append((path, os.readlink(path)))
         else:
-            binds.append(Bind(os.path.realpath(path), path))
+            binds.append(_bind(path, path))
     return links, binds
 
 
@@ -130,7 +135,7 @@ def _interpreter(
         if any(_under(place, target) for target in covered):
             continue
         for part in _parts(real):
-            binds.append(Bind(real + part, place + part))
+            binds.append(_bind(real + part, place + part))
             covered.append(place + part)
     for hop in _hops(executable):
         if not any(_under(hop, target) for target in (*covered, *MADE_BY_THE_KERNEL)):
@@ -189,7 +194,7 @@ def _fill(skeleton: Skeleton, root: str) -> None:
     for bind in skeleton.binds:
         if any(_under(bind.target, made) for made in MADE_BY_THE_KERNEL):
             continue
-        if os.path.isdir(bind.source):
+        if bind.folder:
             os.makedirs(root + bind.target, exist_ok=True)
         else:
             os.makedirs(os.path.dirname(root + bind.target), exist_ok=True)

@@ -19,10 +19,14 @@ TMP = "/tmp"  # noqa: S108 - the sandbox's own tmpfs, not the host's folder
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """A host path seen inside, always read-only. `source` is absolute and exists."""
+    """A host path seen inside, always read-only. `source` is absolute and exists.
+
+    `folder` says whether it is one, or a single file.
+    """
 
     source: str
     target: str
+    folder: bool = True
 
 
 @dataclass(frozen=True, slots=True)
