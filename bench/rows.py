@@ -32,7 +32,7 @@ def middle(rounds: Sequence[Round]) -> Round:
     """The median of each figure over rounds, and the least CPU."""
 
     def of(name: str) -> float:
-        return median(getattr(each, name) for each in rounds)
+        return float(median(getattr(each, name) for each in rounds))
 
     least = min(each.cpu for each in rounds)
     return Round(of("rps"), of("p50"), of("p95"), of("p99"), of("cpu"), least)
