@@ -78,7 +78,8 @@ class Demo:
             timeout=300,
         )
         if ran.returncode:
-            raise SystemExit(f"cove {' '.join(arguments)} failed:\n{ran.stdout}{ran.stderr}")
+            log = self.log.read_text()[-3000:]
+            raise SystemExit(f"cove {' '.join(arguments)}:\n{ran.stdout}{ran.stderr}\n{log}")
         return json.loads(ran.stdout)
 
     def instances(self) -> list[dict[str, Any]]:
