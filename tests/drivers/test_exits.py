@@ -133,4 +133,4 @@ def test_listening_sockets_are_told_from_the_rest() -> None:
         "   0: 0100007F:2328 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 4711 1\n"
         "   1: 0100007F:2329 0100007F:0050 01 00000000:00000000 00:00000000 00000000 0 0 4712 1\n"
     )
-    assert [(one.port, one.inode) for one in parse_listeners(table)] == [(9000, 4711)]
+    assert [(one.port, one.inode) for one in parse_listeners(table.splitlines())] == [(9000, 4711)]

@@ -16,6 +16,7 @@ from conftest import BOUND, launch_of
 
 import cove
 from cove.drivers.process import ProcessDriver
+from cove.drivers.procfs import listeners
 
 WAIT = "import time; time.sleep(600)"
 
@@ -41,6 +42,21 @@ async def test_somebody_elses_listener_on_the_port_is_not_the_instance(
         with pytest.raises(ConnectionRefusedError):
             await running.connect()
         assert running.ports() == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_listeners_are_seen_on_a_host_with_many_other_connections() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=200) as early:
+        port = early.getsockname()[1]
+        callers = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]
+        with (
+            socket.create_server(("127.0.0.1", 0)) as late,
+            socket.create_server(("::1", 0), family=socket.AF_INET6) as six,
+        ):
+            made = {one.getsockname()[1] for one in (early, late, six)}
+            assert made <= {listener.port for listener in listeners()}
+        for caller in callers:
+            caller.close()
 
 
 async def test_its_home_and_temporary_folder_are_its_own_and_go_with_it(
@@ -78,6 +94,7 @@ import asyncio, os, sys
 from pathlib import Path
 from cove.drivers.base import Launch
 from cove.drivers.process import ProcessDriver
+from cove.drivers.procfs import listeners
 from cove.model import Limits
 
 SERVE = "import os, socket; s = socket.create_server(('127.0.0.1', int(os.environ['PORT'])));" \\

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cove.clock import now
 from cove.drivers.base import Exit, Launch, Usage
+from cove.drivers.exits import Orphans
 from cove.drivers.loopback import dial, here, only_other
 from cove.drivers.placeholders import filled
 from cove.drivers.procfs import Process, listeners, processes, sockets_of
@@ -138,11 +139,14 @@ class ProcessDriver:
         self._running: set[ProcessRunning] = set()
         self._ports: set[int] = set()
         self._starts = Starts()
+        self._orphans = Orphans()
 
     def __repr__(self) -> str:
         return f"<ProcessDriver [{len(self._running)} running]>"
 
     async def start(self, launch: Launch) -> ProcessRunning:
+        # A driver beside this one may have made Cove a subreaper: daemons' remains land here too.
+        self._orphans.start()
         return await self._starts.run(self._start(launch))
 
     async def _start(self, launch: Launch) -> ProcessRunning:
@@ -167,7 +171,7 @@ class ProcessDriver:
             self._ports.discard(port)
             raise CoveError(
                 "start_failed",
-                f"{argv[0]} could not be started: {e.strerror or e}",
+                f"{argv[0]} could not be started: {e.strerror or e}: {e.filename}",
                 hint="check that the command exists and may be executed",
             ) from e
         running = ProcessRunning(launch, child, port, scratch)
@@ -192,6 +196,7 @@ class ProcessDriver:
     async def close(self) -> None:
         await self._starts.settled()
         await asyncio.gather(*(one.stop(0.0) for one in list(self._running)))
+        self._orphans.stop()
 
 
 def _environment(wanted: dict[str, str], scratch: str, port: int) -> dict[str, str]:

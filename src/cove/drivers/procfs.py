@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -68,13 +69,16 @@ def users() -> set[int]:
     return found
 
 
-def parse_listeners(table: str) -> list[Listener]:
-    """The listening sockets in the text of /proc/PID/net/tcp or tcp6."""
-    rows = (line.split() for line in table.splitlines()[1:])
+def parse_listeners(table: Iterable[str]) -> list[Listener]:
+    """The listening sockets in the lines of /proc/PID/net/tcp or tcp6.
+
+    The kernel lists them before all others, of which a busy host has thousands: these are
+    not even read.
+    """
+    rows = (line.split() for line in itertools.islice(table, 1, None))
     return [
         Listener(port=int(row[1].rpartition(":")[2], 16), inode=int(row[9]))
-        for row in rows
-        if row[3] == LISTEN
+        for row in itertools.takewhile(lambda row: row[3] == LISTEN, rows)
     ]
 
 
@@ -83,7 +87,7 @@ def listeners(pid: int | str = "self") -> list[Listener]:
     found: list[Listener] = []
     for table in ("tcp", "tcp6"):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/net/{table}") as f:
-            found += parse_listeners(f.read())
+            found += parse_listeners(f)
     return found
 
 

@@ -95,10 +95,13 @@ class Cgroup:
         return [path for path in paths if os.path.isdir(path)]
 
     def throttle(self, cpu: float) -> None:
-        """Allow `cpu` cores from now on. Does nothing for a group that is gone."""
+        """Allow `cpu` cores from now on. Does nothing for a group that is gone.
+
+        Nor where a group above allows less: the kernel refuses more, and that limit holds.
+        """
         folder, v2 = self._folder("cpu")
         quota = max(int(cpu * PERIOD), SMALLEST_QUOTA)
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        with contextlib.suppress(OSError):
             if v2:
                 _write(f"{folder}/cpu.max", f"{quota} {PERIOD}")
             else:
