@@ -18,11 +18,12 @@ from cove.engine.instance import Instance
 from cove.engine.pool import Pool
 from cove.engine.sessions import Session, Sessions
 from cove.errors import CoveError
-from cove.gateway.http import Exchange
+from cove.gateway.exchange import Exchange
+from cove.gateway.heads import SentHead
 from cove.gateway.routes import Route
 from cove.gateway.tokens import Signer
 from cove.gateway.upstream import Upstream
-from cove.mcp.classify import Era, era
+from cove.states import SessionState
 
 _KEY = re.compile(r"[\x21-\x7e]{1,256}")
 
@@ -33,37 +34,68 @@ FindInstance = Callable[[str, str], tuple[Pool, Instance] | None]
 class Visit:
     """A request's stay on an instance, from claim to `leave`.
 
-    `slot`: it holds a session's slot that no session owns yet. `learns`: its answer may open
-    an MCP session. `remote`: the session id to send on. `extra`: header lines for the reply.
+    `slot`: it holds a session's slot that no session owns yet. `opens`: it waits for the
+    instance of a new session. `learns`: its answer may open an MCP session. `remote`: the
+    session id to send on. `extra`: header lines for the reply.
     """
 
-    __slots__ = (
-        "extra",
-        "instance",
-        "learns",
-        "pool",
-        "principal",
-        "remote",
-        "route",
-        "session",
-        "slot",
-    )
+    instance: Instance | None = None
+    session: Session | None = None
+    slot = False
+    opens = False
+    learns = False
+    remote: bytes | None = None
+    extra = b""
 
     def __init__(self, route: Route, principal: str) -> None:
         self.route = route
         self.pool = route.pool
         self.principal = principal
-        self.instance: Instance | None = None
-        self.session: Session | None = None
-        self.slot = False
-        self.learns = False
-        self.remote: bytes | None = None
-        self.extra = b""
 
     @property
     def upstream(self) -> Upstream | None:
         """Connections to the visit's instance, once it has one."""
         return self.route.upstream(self.instance) if self.instance is not None else None
+
+
+class Way:
+    """What a request's head comes to: decided once for a head, valid for one `epoch`.
+
+    `session` is the one that such a head was last seen to belong to.
+    """
+
+    __slots__ = (
+        "epoch",
+        "key",
+        "modern",
+        "prefix",
+        "principal",
+        "route",
+        "sent",
+        "session",
+        "target",
+    )
+
+    def __init__(
+        self,
+        route: Route,
+        principal: str,
+        target: bytes,
+        *,
+        prefix: bytes,
+        key: bool,
+        modern: bool,
+        epoch: int,
+    ) -> None:
+        self.route = route
+        self.principal = principal
+        self.target = target
+        self.prefix = prefix
+        self.key = key
+        self.modern = modern
+        self.epoch = epoch
+        self.session: Session | None = None
+        self.sent = SentHead()
 
 
 class Affinity:
@@ -74,38 +106,42 @@ class Affinity:
         self.signer = signer
         self._find = find
 
-    def claim(self, exchange: Exchange, route: Route, principal: str, now: float) -> Visit:
+    def claim(self, exchange: Exchange, way: Way, now: float) -> Visit:
         """A visit; its `instance` is None where it has to wait (`arrive`).
 
         `session_not_found` for an MCP id nobody has, `too_many_requests` for a session whose
         instance is full.
         """
-        policy = route.spec.session.affinity
-        visit = Visit(route, principal)
-        if policy.kind == "none":
-            visit.slot = route.pool.exclusive
-            visit.instance = route.pool.claim(slot=visit.slot)
-            return visit
-        if policy.kind == "mcp":
-            fields = exchange.fields
-            if era(fields.get(b"mcp-protocol-version")) is Era.LEGACY:
-                token = fields.get(b"mcp-session-id")
-                if token is not None:
-                    session = self.mcp_session(route, principal, token.decode("latin-1"))
-                    return self._join(visit, session, now)
-                visit.learns = visit.slot = exchange.method == b"POST"
-            visit.slot = visit.slot or route.pool.exclusive
-            visit.instance = route.pool.claim(slot=visit.slot)
-            return visit
-        key = self._key(exchange, route, principal, visit)
-        known = self._sessions.get(route.name, principal, key)
-        if known is not None:
+        visit = Visit(way.route, way.principal)
+        known = way.session
+        if known is not None and known.state is SessionState.RUNNING and not known.lost:
             return self._join(visit, known, now)
-        session = self._sessions.open(route.pool, principal, key, now)
+        pool = visit.pool
+        kind = way.route.affinity.kind
+        if kind == "mcp":
+            token = exchange.fields.get(b"mcp-session-id")
+            if token is not None and not way.modern:
+                way.session = self.mcp_session(way.route, way.principal, token.decode("latin-1"))
+                return self._join(visit, way.session, now)
+            visit.learns = not way.modern and exchange.method == b"POST"
+        if kind in ("mcp", "none"):
+            visit.slot = visit.learns or pool.exclusive
+            visit.instance = pool.claim(slot=visit.slot)
+            return visit
+        key = self._key(exchange, way.route, way.principal, visit)
+        known = self._sessions.get(way.route.name, way.principal, key)
+        if known is not None:
+            way.session = known
+            return self._join(visit, known, now)
+        return self._open(visit, key, now)
+
+    def _open(self, visit: Visit, key: str, now: float) -> Visit:
+        session = self._sessions.open(visit.pool, visit.principal, key, now)
         visit.session = session
         session.inflight = 1
-        instance = route.pool.claim(slot=True)
+        instance = visit.pool.claim(slot=True)
         if instance is None:
+            visit.opens = True
             session.opened = asyncio.get_running_loop().create_future()
         else:
             self._sessions.place(session, instance)
@@ -119,10 +155,9 @@ class Affinity:
             visit.instance = await visit.pool.wait(slot=visit.slot, timeout=timeout)
             return
         assert session.opened is not None
-        if session.inflight > 1:  # another request opens the session
+        if not visit.opens:  # another request opens the session
             await asyncio.wait([session.opened], timeout=timeout)
             if session.instance is None or not visit.pool.claim_on(session.instance):
-                session.inflight -= 1
                 raise _busy(visit)
             visit.instance = session.instance
             return
@@ -140,7 +175,7 @@ class Affinity:
         instance, session = visit.instance, visit.session
         if session is not None:
             session.inflight -= 1
-            self._sessions.touch(session, now)
+            session.last = now
         if instance is not None:
             visit.instance = None
             if visit.slot:
@@ -150,7 +185,7 @@ class Affinity:
 
     def peek(self, exchange: Exchange, route: Route, principal: str) -> Session | None:
         """The session that a stream belongs to, without opening one."""
-        kind = route.spec.session.affinity.kind
+        kind = route.affinity.kind
         token = exchange.fields.get(b"mcp-session-id")
         if kind == "mcp":
             if token is None:
@@ -240,13 +275,13 @@ class Affinity:
                 raise _busy(visit)
             visit.instance = instance
         session.inflight += 1
-        self._sessions.touch(session, now)
+        session.last = now
         return visit
 
     # Keys that callers bring.
 
     def _key(self, exchange: Exchange, route: Route, principal: str, visit: Visit) -> str:
-        policy = route.spec.session.affinity
+        policy = route.affinity
         if policy.kind == "principal":
             return principal
         if policy.kind == "header":
@@ -274,7 +309,7 @@ class Affinity:
         return value
 
     def _cookie(self, exchange: Exchange, route: Route, principal: str, visit: Visit) -> str:
-        name = route.spec.session.affinity.name
+        name = route.affinity.name
         try:
             jar = SimpleCookie(exchange.fields.get(b"cookie", b"").decode("latin-1"))
         except CookieError:

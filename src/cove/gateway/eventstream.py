@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from cove.gateway.http import Exchange, Headers
+from cove.gateway.exchange import Exchange
+from cove.gateway.head import Headers
 from cove.gateway.replies import simple_reply, status_line
 from cove.gateway.upstream import Response
 from cove.mcp.sse import COMMENT

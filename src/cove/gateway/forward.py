@@ -9,98 +9,44 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from cove.errors import CoveError
-from cove.gateway.affinity import Visit
-from cove.gateway.http import Exchange, Headers
+from cove.gateway.affinity import Visit, Way
+from cove.gateway.destination import HOP_BY_HOP, Destination
+from cove.gateway.exchange import Exchange
+from cove.gateway.head import Headers
+from cove.gateway.heads import listed
 from cove.gateway.replies import status_line
-from cove.gateway.routes import Destination
 from cove.gateway.tunnel import Tunnel
 from cove.gateway.upstream import UpstreamConnection
 from cove.mcp import messages
 
 if TYPE_CHECKING:
-    from cove.gateway.gateway import Gateway
+    from cove.gateway.gateway import ControlWay, Gateway
 
 _FIRST_BODY = 256 * 1024
 
-HOP_BY_HOP = frozenset(
-    {
-        b"connection",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    }
-)
-"""RFC 9110 §7.6.1: meant for one connection, never forwarded."""
-
-_NOT_SENT_ON = HOP_BY_HOP | {
-    b"host",
-    b"content-length",
-    b"expect",
-    b"x-forwarded-for",
-    b"x-forwarded-host",
-    b"x-forwarded-prefix",
-    b"x-forwarded-proto",
-    b"x-request-id",
-}
-_CHECKED_HERE = frozenset({b"origin"})
 _NO_BODY = (204, 304)
 
 
 class Forward:
     """One request's way through. Sink of the request's body and of the response."""
 
-    __slots__ = (
-        "_chunked",
-        "_connection",
-        "_exchange",
-        "_first",
-        "_gateway",
-        "_left",
-        "_out",
-        "_over",
-        "_route",
-        "_target",
-        "_task",
-        "_visit",
-        "cancels",
-        "key",
-        "prefix",
-        "status",
-    )
+    status = 0
+    _connection: UpstreamConnection | None = None
+    _task: asyncio.Task[None] | None = None
+    _chunked = False
+    _over = False
+    _left = False
+    _first: list[bytes] | None = None
 
     def __init__(
-        self,
-        gateway: Gateway,
-        exchange: Exchange,
-        route: Destination,
-        visit: Visit,
-        target: bytes,
-        *,
-        prefix: bytes,
-        key: bool,
-        cancels: bool,
+        self, gateway: Gateway, exchange: Exchange, way: Way | ControlWay, visit: Visit
     ) -> None:
         self._gateway = gateway
         self._exchange = exchange
-        self._route = route
+        self._way = way
+        self._route: Destination = way.route
         self._visit = visit
-        self._target = target
-        self.prefix = prefix
-        self.key = key
-        self.cancels = cancels
-        self.status = 0
-        self._connection: UpstreamConnection | None = None
-        self._task: asyncio.Task[None] | None = None
         self._out: list[bytes] = []
-        self._chunked = False
-        self._over = False
-        self._left = False
-        self._first: list[bytes] | None = None
 
     def start(self) -> None:
         """Go on at once where an instance and a connection are at hand, else as a task."""
@@ -151,21 +97,35 @@ class Forward:
         done = exchange.body_done
         if self._visit.learns:
             self._first = [body]
-        head = request_head(
+        way = self._way
+        head = way.sent.of(
             exchange,
             self._route,
-            self._target,
-            prefix=self.prefix,
-            key=self.key,
+            way.target,
+            prefix=way.prefix,
+            key=way.key,
             remote=self._visit.remote,
-            length=len(body) if done and exchange.chunked else exchange.length,
         )
+        if done:
+            head += b"content-length: %d\r\n\r\n" % len(body) if body else self._no_body()
+        else:
+            head += self._framing()
         if not done:
             exchange.take_body(_Upload(self))
             if exchange.chunked and body:
                 body = _chunk(body)
         connection.begin(self, head + body, head=exchange.method == b"HEAD", last=done)
         exchange.on_pause = self._client_pauses
+
+    def _no_body(self) -> bytes:
+        length = self._exchange.length
+        return b"\r\n" if length is None else b"content-length: 0\r\n\r\n"
+
+    def _framing(self) -> bytes:
+        length = self._exchange.length
+        if length is not None:
+            return b"content-length: %d\r\n\r\n" % length
+        return b"transfer-encoding: chunked\r\n\r\n"
 
     def upload(self, data: bytes) -> None:
         """More of the request's body."""
@@ -186,39 +146,51 @@ class Forward:
 
     # The response: ResponseSink.
 
-    def head(self, status: int, headers: Headers) -> None:
+    def head(self, status: int, headers: Headers, length: int | None) -> None:
         self.status = status
-        exchange, visit = self._exchange, self._visit
+        exchange, connection = self._exchange, self._connection
+        assert connection is not None
+        block = connection.shown.get(status, headers)
+        if block is None:
+            block = self._shown(status, headers, connection)
         out = self._out
-        out.append(status_line(status))
-        length, dropped = False, HOP_BY_HOP
-        for name, value in headers:
-            if name in dropped:
-                if name == b"connection" and value.lower() not in (b"close", b"keep-alive"):
-                    dropped = dropped | _listed(value)
-                continue
-            if name == b"content-length":
-                length = True
-            elif name == b"mcp-session-id" and self._route.mcp:
-                token = self._session_id(status, value)
-                if token is None:
-                    continue
-                value = token
-            out += (name, b": ", value, b"\r\n")
-        out += (b"x-request-id: ", exchange.id, b"\r\n")
-        if visit.extra:
-            out += (visit.extra, b"\r\n")
+        out += (block, exchange.id, b"\r\n")
+        if self._visit.extra:
+            out += (self._visit.extra, b"\r\n")
         if status == 101:
-            out.append(b"connection: upgrade\r\nupgrade: websocket\r\n")
-        elif not (length or status in _NO_BODY or exchange.method == b"HEAD"):
+            out.append(b"connection: upgrade\r\nupgrade: websocket\r\n\r\n")
+            return
+        if length is not None:
+            out.append(b"content-length: %d\r\n" % length)
+        elif status not in _NO_BODY and exchange.method != b"HEAD":
             self._chunked = exchange.version == b"1.1"
             if self._chunked:
                 out.append(b"transfer-encoding: chunked\r\n")
             else:
                 exchange.keep_alive = False
-        if not exchange.keep_alive and status != 101:
-            out.append(b"connection: close\r\n")
-        out.append(b"\r\n")
+        out.append(b"\r\n" if exchange.keep_alive else b"connection: close\r\n\r\n")
+
+    def _shown(self, status: int, headers: Headers, connection: UpstreamConnection) -> bytes:
+        """The response's head as the client gets it, up to its request id."""
+        out = [status_line(status)]
+        dropped, own = HOP_BY_HOP, True
+        for name, value in headers:
+            if name in dropped:
+                if name == b"connection" and value.lower() not in (b"close", b"keep-alive"):
+                    dropped = dropped | listed(value)
+                continue
+            if name == b"mcp-session-id" and self._route.mcp:
+                own = False
+                token = self._session_id(status, value)
+                if token is None:
+                    continue
+                value = token
+            out += (name, b": ", value, b"\r\n")
+        out.append(b"x-request-id: ")
+        block = b"".join(out)
+        if own:
+            connection.shown.put(status, headers, block)
+        return block
 
     def _session_id(self, status: int, value: bytes) -> bytes | None:
         """The id to show the client: its own, a new one where initialize brought one, or none."""
@@ -283,7 +255,7 @@ class Forward:
     # Ends.
 
     def _client_gone(self) -> None:
-        if not self.cancels and self._exchange.body_done:
+        if not self._way.modern and self._exchange.body_done:
             return  # a legacy client that leaves has not cancelled (MCP 2025-11-25, transports)
         self._over = True
         if self._task is not None:
@@ -346,70 +318,6 @@ class _Upload:
         self.body_done = forward.upload_done
 
 
-def request_head(
-    exchange: Exchange,
-    destination: Destination,
-    target: bytes,
-    *,
-    prefix: bytes,
-    key: bool,
-    remote: bytes | None,
-    length: int | None,
-    instead: Headers | None = None,
-) -> bytes:
-    """The head to send on for a caller's request: what is the hop's own is replaced.
-
-    `key`: the caller authenticated to Cove, so its Authorization is not the function's.
-    `remote`: the backend's own MCP session id. `instead`: headers that replace the caller's.
-    """
-    fields = exchange.fields
-    peer = exchange.connection.peer.encode()
-    if b"x-forwarded-for" in fields:
-        peer = fields[b"x-forwarded-for"] + b", " + peer
-    out = [
-        exchange.method,
-        b" ",
-        target,
-        b" HTTP/1.1\r\nhost: localhost:%d\r\nx-forwarded-for: " % destination.port,
-        peer,
-        b"\r\nx-forwarded-host: ",
-        fields.get(b"host", b""),
-        b"\r\nx-forwarded-proto: ",
-        fields.get(b"x-forwarded-proto", b"http"),
-        b"\r\nx-request-id: ",
-        exchange.id,
-        b"\r\n",
-    ]
-    if prefix:
-        out += (b"x-forwarded-prefix: ", prefix, b"\r\n")
-    if remote is not None:
-        out += (b"mcp-session-id: ", remote, b"\r\n")
-    dropped = _NOT_SENT_ON
-    if b"connection" in fields:
-        dropped = dropped | _listed(fields[b"connection"])
-    if key:
-        dropped = dropped | {b"authorization"}
-    if destination.mcp:
-        dropped = dropped | _CHECKED_HERE
-    if destination.learns:
-        dropped = dropped | {b"mcp-session-id"}
-    if instead is not None:
-        dropped = dropped | {name for name, _ in instead}
-        for name, value in instead:
-            out += (name, b": ", value, b"\r\n")
-    for name, value in exchange.headers:
-        if name not in dropped:
-            out += (name, b": ", value, b"\r\n")
-    if exchange.upgrade:
-        out.append(b"connection: upgrade\r\nupgrade: websocket\r\n")
-    if length is not None:
-        out.append(b"content-length: %d\r\n" % length)
-    elif exchange.chunked:
-        out.append(b"transfer-encoding: chunked\r\n")
-    out.append(b"\r\n")
-    return b"".join(out)
-
-
 def too_large(route: Destination) -> CoveError:
     """The request's body is over the function's bound."""
     return CoveError(
@@ -421,8 +329,3 @@ def too_large(route: Destination) -> CoveError:
 
 def _chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-def _listed(connection: bytes) -> frozenset[bytes]:
-    """Header names that a Connection header makes hop-by-hop."""
-    return frozenset(name.strip().lower() for name in connection.split(b","))

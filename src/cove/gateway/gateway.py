@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import difflib
 from collections.abc import Coroutine
 from typing import Any
@@ -11,12 +12,15 @@ import structlog
 
 from cove.errors import CoveError
 from cove.gateway import held, sse_backend, sse_bridge, streamable_bridge
-from cove.gateway.affinity import Affinity, Visit
+from cove.gateway.affinity import Affinity, Visit, Way
+from cove.gateway.destination import Destination
+from cove.gateway.exchange import Exchange
 from cove.gateway.forward import Forward, too_large
-from cove.gateway.http import Connection, Exchange
+from cove.gateway.heads import SentHead
+from cove.gateway.http import Connection
 from cove.gateway.policy import Policy
 from cove.gateway.replies import error_reply, simple_reply
-from cove.gateway.routes import Destination, Route, RouteTable
+from cove.gateway.routes import Route, RouteTable
 from cove.gateway.upstream import Upstream
 from cove.mcp.classify import Era, era, listens
 from cove.metrics import FunctionStats, Metrics
@@ -81,18 +85,16 @@ class Gateway:
         self.draining = True
         for connection in list(self._connections):
             connection.close_idle()
-        until = self._loop.time() + seconds
-        while self._busy() and self._loop.time() < until:
-            await asyncio.sleep(0.02)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while busy := [c.idle() for c in self._connections if c.busy]:
+                    await asyncio.wait(busy)
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=1)
         for connection in list(self._connections):
             connection.abort()
-
-    def _busy(self) -> bool:
-        return any(connection.busy for connection in self._connections)
 
     def keep(self, task: asyncio.Task[None]) -> None:
         """Hold a task to its end; what it raises is a defect and is logged."""
@@ -107,8 +109,13 @@ class Gateway:
     # Exchanges.
 
     def serve(self, exchange: Exchange) -> None:
+        way: Way | None = exchange.head.way
         rpc = False
         try:
+            if way is not None and way.epoch == self.routes.epoch:
+                rpc = way.route.mcp
+                self._go(exchange, way)
+                return
             host = exchange.fields.get(b"host", b"")
             if not self.policy.check_host(host):
                 raise CoveError(
@@ -116,8 +123,6 @@ class Gateway:
                     "Invalid Host header: this Cove serves loopback names and its own domain",
                     hint="call it by 127.0.0.1, localhost or a name under --domain",
                 )
-            if not exchange.target.startswith(b"/"):
-                exchange.target = _origin_form(exchange.target)
             found = self.routes.match(host, exchange.target)
             if found is None:
                 self._own(exchange, host)
@@ -126,8 +131,6 @@ class Gateway:
             rpc = route.mcp
             principal, by_key = self.policy.principal(exchange)
             self.policy.admit(exchange, route, by_key)
-            if (exchange.length or exchange.received) > route.body:
-                raise too_large(route)
             if route.mcp:
                 self._serve_mcp(exchange, route, prefix, rest, principal, by_key)
             else:
@@ -207,11 +210,24 @@ class Gateway:
         key: bool,
         cancels: bool = True,
     ) -> None:
-        """Claim an instance, now or as soon as there is one, and pass the exchange on."""
-        visit = self.affinity.claim(exchange, route, principal, self._loop.time())
-        Forward(
-            self, exchange, route, visit, target, prefix=prefix, key=key, cancels=cancels
-        ).start()
+        """Pass an exchange on, and remember for its like where to."""
+        way = exchange.head.way = Way(
+            route,
+            principal,
+            target,
+            prefix=prefix,
+            key=key,
+            modern=cancels,
+            epoch=self.routes.epoch,
+        )
+        self._go(exchange, way)
+
+    def _go(self, exchange: Exchange, way: Way) -> None:
+        """Claim an instance, now or as soon as there is one, and forward."""
+        if (exchange.length or exchange.received) > way.route.body:
+            raise too_large(way.route)
+        visit = self.affinity.claim(exchange, way, self._loop.time())
+        Forward(self, exchange, way, visit).start()
 
     def leave(self, exchange: Exchange, route: Destination, visit: Visit, status: int) -> None:
         """The end of a forwarded exchange: its instance has room again, its numbers count."""
@@ -282,25 +298,29 @@ class Gateway:
         exchange.finish()
 
     def _to_api(self, exchange: Exchange) -> None:
-        visit = ControlVisit(self._api)
-        control = self._control
         Forward(
-            self, exchange, control, visit, exchange.target, prefix=b"", key=False, cancels=True
+            self, exchange, ControlWay(self._control, exchange), ControlVisit(self._api)
         ).start()
+
+
+class ControlWay:
+    """The way of a request to the control API, which authenticates by itself."""
+
+    prefix = b""
+    key = False
+    modern = True
+
+    def __init__(self, route: Destination, exchange: Exchange) -> None:
+        self.route = route
+        self.target = exchange.target
+        self.sent = SentHead()
 
 
 class ControlVisit(Visit):
     """A stay at the control API, which always has room and keeps no sessions."""
 
-    __slots__ = ("_upstream",)
-
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
-        self.instance = None
-        self.session = None
-        self.slot = self.learns = False
-        self.remote = None
-        self.extra = b""
 
     @property
     def upstream(self) -> Upstream:
@@ -352,12 +372,3 @@ class Call:
 
 def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
-
-
-def _origin_form(target: bytes) -> bytes:
-    """A target as path and query (RFC 9112 §3.2); an absolute one loses scheme and host."""
-    scheme, found, rest = target.partition(b"://")
-    if found and scheme.lower() in (b"http", b"https"):
-        slash = rest.find(b"/")
-        return rest[slash:] if slash >= 0 else b"/"
-    raise CoveError("bad_request", "the request's target is not a path")

@@ -17,7 +17,8 @@ from cove.engine.instance import Instance
 from cove.engine.sessions import Session
 from cove.errors import CoveError
 from cove.gateway.eventstream import EventStream, comments, pass_whole
-from cove.gateway.forward import request_head, too_large
+from cove.gateway.forward import too_large
+from cove.gateway.heads import request_head
 from cove.gateway.upstream import Response, fetch
 from cove.mcp import messages, sse
 from cove.states import InstanceState

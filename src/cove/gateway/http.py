@@ -1,51 +1,29 @@
 """The wire on the caller's side: bytes to exchanges and back (RFC 9112), by llhttp.
 
 A connection parses requests into exchanges and serves them one at a time; pipelined ones
-wait with reading paused. An exchange is one request and its reply. Whoever serves it either
-takes the body as it comes (`take_body`) or waits for all of it (`read_body`).
+wait with reading paused.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
-from itertools import count
 from typing import Protocol, cast
 
 import httptools
 
+from cove.gateway.exchange import BUFFER, Exchange, new_id
+from cove.gateway.head import Head, Headers, HeadTooLargeError, RefusedError
 from cove.gateway.replies import simple_reply
 
-Headers = list[tuple[bytes, bytes]]
-
 _HEAD_BYTES = 64 * 1024
-_HEAD_COUNT = 100
-_BUFFER = 256 * 1024
 _HEAD_SECONDS = 15.0
 _IDLE_SECONDS = 75.0
 _BODY_SECONDS = 30.0
 _WRITE_SECONDS = 60.0
 _LINGER_SECONDS = 2.0
-
-_ids = count(1)
-_prefix = os.urandom(6).hex()
-
-# A repeated one of these makes two readers of a request disagree on what it says.
-_SINGLE = frozenset(
-    {
-        b"host",
-        b"content-length",
-        b"transfer-encoding",
-        b"authorization",
-        b"mcp-session-id",
-        b"mcp-protocol-version",
-        b"mcp-method",
-        b"mcp-name",
-    }
-)
 
 
 class Phase(IntEnum):
@@ -68,160 +46,6 @@ class Application(Protocol):
     def closed(self, connection: Connection) -> None: ...
 
 
-class BodySink(Protocol):
-    """Takes a request's body as it arrives."""
-
-    def body(self, data: bytes) -> None: ...
-
-    def body_done(self) -> None: ...
-
-
-class Exchange:
-    """One request and its reply. Header names are lower case; `fields` has each once."""
-
-    __slots__ = (
-        "_body",
-        "_sink",
-        "_waiter",
-        "body_done",
-        "buffered",
-        "chunked",
-        "connection",
-        "deadline",
-        "fields",
-        "finished",
-        "gone",
-        "headers",
-        "id",
-        "is_stream",
-        "keep_alive",
-        "length",
-        "method",
-        "on_deadline",
-        "on_gone",
-        "on_pause",
-        "received",
-        "started",
-        "started_at",
-        "target",
-        "upgrade",
-        "version",
-    )
-
-    def __init__(self, connection: Connection, now: float) -> None:
-        self.connection = connection
-        self.id = f"{_prefix}{next(_ids):08x}".encode()
-        self.method = b""
-        self.target = b""
-        self.version = b"1.1"
-        self.headers: Headers = []
-        self.fields: dict[bytes, bytes] = {}
-        self.keep_alive = True
-        self.upgrade = False
-        self.length: int | None = None
-        self.chunked = False
-        self.received = 0
-        self.buffered = 0
-        self.body_done = False
-        self.is_stream = False
-        self.started = False
-        self.finished = False
-        self.gone = False
-        self.started_at = now
-        self.deadline = 0.0
-        self.on_deadline: Callable[[], None] | None = None
-        self.on_gone: Callable[[], None] | None = None
-        self.on_pause: Callable[[bool], None] | None = None
-        self._body: list[bytes] = []
-        self._sink: BodySink | None = None
-        self._waiter: asyncio.Future[None] | None = None
-
-    # The request's body.
-
-    def take_buffered(self) -> bytes:
-        """What has arrived of the body and was not taken yet."""
-        data = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._body.clear()
-        self.buffered = 0
-        return data
-
-    def take_body(self, sink: BodySink) -> None:
-        """Give the body, from here on, to `sink` as it arrives."""
-        self._sink = sink
-        self.connection.resume()
-
-    async def read_body(self, limit: int) -> bytes | None:
-        """The whole body; None where it is larger than `limit`."""
-        self.connection.resume()
-        while not self.body_done:
-            if self.received > limit:
-                return None
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-            self.connection.resume()
-        return self.take_buffered() if self.received <= limit else None
-
-    def feed(self, data: bytes) -> None:
-        self.received += len(data)
-        if self._sink is not None:
-            self._sink.body(data)
-            return
-        self._body.append(data)
-        self.buffered += len(data)
-        if self.buffered > _BUFFER:
-            self.connection.pause()
-        self._wake()
-
-    def feed_done(self) -> None:
-        self.body_done = True
-        if self._sink is not None:
-            self._sink.body_done()
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    # The reply.
-
-    def write(self, data: bytes) -> None:
-        """Bytes of the reply, framed by the caller. Dropped once the client has gone."""
-        self.started = True
-        if not self.gone and not self.finished:
-            self.connection.write(data)
-
-    def finish(self, *, keep_alive: bool = True) -> None:
-        """The reply is complete; the connection goes on to the next request or closes."""
-        if not self.finished:
-            self.finished = True
-            self.connection.done(self, keep_alive and self.keep_alive)
-
-    def abort(self) -> None:
-        """The reply cannot be completed: the client must not take it for whole."""
-        if not self.finished:
-            self.finished = True
-            self.connection.abort()
-
-    async def drain(self) -> None:
-        """Until the client has taken what was written."""
-        await self.connection.drain()
-
-    def client_gone(self) -> None:
-        if self.finished:
-            return
-        self.gone = True
-        self._wake()
-        if self.on_gone is not None:
-            self.on_gone()
-
-    @property
-    def path(self) -> bytes:
-        return self.target.partition(b"?")[0]
-
-    def __repr__(self) -> str:
-        return f"<Exchange {self.id.decode()} {self.method.decode()} {self.target.decode()}>"
-
-
 class Connection(asyncio.Protocol):
     """A client's connection: parser on one side, transport on the other, bounds on both."""
 
@@ -231,6 +55,10 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._parsing: Exchange = cast(Exchange, None)
+        self._url = b""
+        self._headers: Headers = []
+        self._length: int | None = None
+        self._head: Head | None = None
         self._active: Exchange | None = None
         self._fresh: Exchange | None = None
         self._queue: deque[Exchange] = deque()
@@ -239,6 +67,7 @@ class Connection(asyncio.Protocol):
         self._paused_reading = False
         self._paused_writing = False
         self._drained: asyncio.Future[None] | None = None
+        self._settled: asyncio.Future[None] | None = None
         self._tunnel: Callable[[bytes], None] | None = None
         self._rest = b""
         self.phase = Phase.HEAD
@@ -249,20 +78,17 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=_BUFFER)
+        self._transport.set_write_buffer_limits(high=BUFFER)
         peer = transport.get_extra_info("peername")
         self.peer = str(peer[0]) if isinstance(peer, tuple) else ""
         self.since = self._loop.time()
         if not self._app.opened(self):
-            self._transport.write(
-                simple_reply(
-                    503, b"too many connections", keep_alive=False, extra=b"Retry-After: 1"
-                )
-            )
+            self._say(503, b"too many connections; retry later")
             self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._app.closed(self)
+        self._settle()
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
         for exchange in [self._active, *self._queue]:
@@ -309,7 +135,7 @@ class Connection(asyncio.Protocol):
             self._refuse(error)
             return
         if self._in_head and self._head_bytes > _HEAD_BYTES:
-            self._refuse(_HeadTooLargeError())
+            self._refuse(HeadTooLargeError())
 
     def _upgraded(self, rest: bytes) -> None:
         if self._parsing.upgrade:
@@ -324,15 +150,15 @@ class Connection(asyncio.Protocol):
     def _refuse(self, error: Exception) -> None:
         cause = error.__context__ or error
         status, text = 400, b"malformed HTTP request"
-        if isinstance(cause, _HeadTooLargeError):
+        if isinstance(cause, HeadTooLargeError):
             status, text = 431, b"request header fields are too large: 64 KiB and 100 at most"
-        elif isinstance(cause, _RefusedError):
+        elif isinstance(cause, RefusedError):
             text = str(cause).encode()
         self._fresh = None
         if self._active is None or not self._active.started:
             if self._active is not None:
                 self._active.finished = True
-            self._transport.write(simple_reply(status, text, keep_alive=False))
+            self._say(status, text)
             self._close_after_reply()
         else:
             self.abort()
@@ -340,50 +166,48 @@ class Connection(asyncio.Protocol):
     # httptools' callbacks
 
     def on_message_begin(self) -> None:
-        self._parsing = Exchange(self, self._loop.time())
+        self._url = b""
+        self._headers = []
+        self._length = None
         self._in_head = True
 
     def on_url(self, url: bytes) -> None:
-        self._parsing.target += url
+        self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        exchange = self._parsing
         name = name.lower()
-        if name in exchange.fields:
-            if name in _SINGLE:
-                raise _RefusedError(f"the header {name.decode()} is there twice")
-        elif not name:
-            raise _RefusedError("a header without a name")
-        exchange.fields[name] = value
-        exchange.headers.append((name, value))
-        if len(exchange.headers) > _HEAD_COUNT:
-            raise _HeadTooLargeError
+        if name != b"content-length":
+            self._headers.append((name, value))
+        elif self._length is None:
+            self._length = int(value)
+        else:
+            raise RefusedError("the header content-length is there twice")
 
     def on_headers_complete(self) -> None:
-        exchange = self._parsing
         parser = self._parser
         self._in_head = False
         self._head_bytes = 0
-        exchange.method = parser.get_method()
-        exchange.version = parser.get_http_version().encode()
-        exchange.keep_alive = exchange.version == b"1.1" and parser.should_keep_alive()
-        _frame(exchange)
-        if parser.should_upgrade():
-            self._wish(exchange)
+        method, version = parser.get_method(), parser.get_http_version()
+        head = self._head
+        if head is None or not head.is_again(method, self._url, version, self._headers):
+            head = self._head = Head(
+                method,
+                self._url,
+                version,
+                self._headers,
+                keep_alive=parser.should_keep_alive(),
+            )
+        if self._length is not None and (head.chunked or (head.upgrade and self._length)):
+            raise RefusedError("conflicting body lengths")
+        exchange = self._parsing = Exchange(self, head, self._length, self._loop.time())
         if self._active is None:
             self._active = self._fresh = exchange
             self.phase = Phase.SERVING
         else:
             self._queue.append(exchange)
             self.pause()
-        if exchange.fields.get(b"expect", b"").lower() == b"100-continue" and not exchange.gone:
+        if head.expects:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-    def _wish(self, exchange: Exchange) -> None:
-        if exchange.fields.get(b"upgrade", b"").lower() == b"websocket":
-            if exchange.length or exchange.chunked:
-                raise _RefusedError("an upgrade with a body")
-            exchange.upgrade = True
 
     def on_body(self, data: bytes) -> None:
         self.since = self._loop.time()
@@ -401,6 +225,8 @@ class Connection(asyncio.Protocol):
     def done(self, exchange: Exchange, keep_alive: bool) -> None:
         """The active exchange is answered: on to the next one, or close."""
         self._active = None
+        if self._settled is not None:
+            self._settle()
         if self._transport.is_closing():
             return
         if not keep_alive or not exchange.body_done:
@@ -449,6 +275,16 @@ class Connection(asyncio.Protocol):
         """A request is being served that its reply will end; streams are not waited for."""
         return self._active is not None and not self._active.is_stream
 
+    def idle(self) -> asyncio.Future[None]:
+        """Done when what is being served has been answered, or the connection has gone."""
+        if self._settled is None or self._settled.done():
+            self._settled = self._loop.create_future()
+        return self._settled
+
+    def _settle(self) -> None:
+        if self._settled is not None and not self._settled.done():
+            self._settled.set_result(None)
+
     def close_idle(self) -> None:
         """Close now if nothing is being served, else after the reply."""
         if self._active is None:
@@ -487,30 +323,12 @@ class Connection(asyncio.Protocol):
 
     def _timed_out(self, text: bytes) -> None:
         if self._active is None or not self._active.started:
-            self._transport.write(simple_reply(408, text, keep_alive=False))
+            self._say(408, text)
         if self._active is not None:
             self._active.client_gone()
         self._transport.close()
 
-
-class _RefusedError(Exception):
-    """A request that two readers would read differently."""
-
-
-class _HeadTooLargeError(Exception):
-    pass
-
-
-def _frame(exchange: Exchange) -> None:
-    """How the body is delimited (RFC 9112 §6). llhttp has refused what is malformed."""
-    fields = exchange.fields
-    if (length := fields.get(b"content-length")) is not None:
-        exchange.length = int(length)
-    if (coding := fields.get(b"transfer-encoding")) is not None:
-        if coding.lower() != b"chunked" or exchange.length is not None:
-            raise _RefusedError("conflicting or unknown transfer codings")
-        if exchange.version != b"1.1":
-            raise _RefusedError("a transfer coding in HTTP/1.0")
-        exchange.chunked = True
-    if exchange.version == b"1.1" and b"host" not in fields:
-        raise _RefusedError("no Host header")
+    def _say(self, status: int, text: bytes) -> None:
+        """Answer what never became an exchange."""
+        extra = b"X-Request-Id: " + new_id()
+        self._transport.write(simple_reply(status, text, keep_alive=False, extra=extra))

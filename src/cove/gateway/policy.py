@@ -5,11 +5,12 @@ from __future__ import annotations
 from hashlib import sha256
 
 from cove.errors import CoveError
-from cove.gateway.http import Exchange
+from cove.gateway.exchange import Exchange
 from cove.gateway.routes import Route
 from cove.model import Key
 
 ANONYMOUS = "anonymous"
+_REMEMBERED = 1000
 
 
 class Policy:
@@ -20,10 +21,12 @@ class Policy:
         self._domain = domain.encode()
         self._keys: dict[str, str] = {}
         self._hosts: dict[bytes, bool] = {}
+        self._known: dict[bytes, tuple[str, bool]] = {}
 
     def trust(self, keys: list[Key]) -> None:
         """The project keys that are valid from now on."""
         self._keys = {key.sha256: key.subject for key in keys}
+        self._known.clear()
 
     def subject(self, token: str) -> str | None:
         """The subject of a valid project key."""
@@ -34,6 +37,14 @@ class Policy:
         value = exchange.fields.get(b"authorization")
         if value is None:
             return ANONYMOUS, False
+        known = self._known.get(value)
+        if known is None:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            known = self._known[value] = self._identify(value)
+        return known
+
+    def _identify(self, value: bytes) -> tuple[str, bool]:
         scheme, _, token = value.partition(b" ")
         if scheme.lower() == b"bearer":
             subject = self._keys.get(sha256(token.strip()).hexdigest())
@@ -65,7 +76,7 @@ class Policy:
         if known is None:
             bare = _hostname(host)
             known = _is_loopback(bare) or bare == self._domain or bare.endswith(b"." + self._domain)
-            if len(self._hosts) < 1000:
+            if len(self._hosts) < _REMEMBERED:
                 self._hosts[host] = known
         return known
 

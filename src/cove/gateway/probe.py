@@ -13,7 +13,7 @@ import json
 
 from cove.engine.instance import Instance
 from cove.errors import CoveError
-from cove.gateway.http import Headers
+from cove.gateway.head import Headers
 from cove.gateway.sse_backend import parsed
 from cove.gateway.upstream import Response, Upstream, fetch, plain_head
 from cove.mcp import messages

@@ -4,37 +4,11 @@ from __future__ import annotations
 
 from cove.engine.instance import Instance
 from cove.engine.pool import Pool
+from cove.gateway.destination import Destination
 from cove.gateway.upstream import Upstream
 from cove.metrics import FunctionStats
 
 _PREFIX = b"/fn/"
-
-
-class Destination:
-    """Where requests are forwarded to: a function, or Cove's own control API."""
-
-    __slots__ = ("body", "learns", "lifetime", "mcp", "name", "port", "stats", "timeout")
-
-    def __init__(
-        self,
-        name: str,
-        stats: FunctionStats,
-        *,
-        body: int,
-        timeout: float,
-        lifetime: float = 0.0,
-        port: int = 80,
-        mcp: bool = False,
-        learns: bool = False,
-    ) -> None:
-        self.name = name
-        self.stats = stats
-        self.body = body
-        self.timeout = timeout
-        self.lifetime = lifetime
-        self.port = port
-        self.mcp = mcp
-        self.learns = learns
 
 
 class Route(Destination):
@@ -44,7 +18,7 @@ class Route(Destination):
     older versions' sessions included.
     """
 
-    __slots__ = ("path", "pool", "prefix", "requires_key", "spec", "upstreams")
+    __slots__ = ("affinity", "path", "pool", "prefix", "requires_key", "spec", "upstreams")
 
     def __init__(self, pool: Pool, stats: FunctionStats, *, key_by_default: bool) -> None:
         spec = pool.version.spec
@@ -60,6 +34,7 @@ class Route(Destination):
         )
         self.pool = pool
         self.spec = spec
+        self.affinity = spec.session.affinity
         self.path = pool.version.facts.path.encode()
         self.prefix = _PREFIX + spec.name.encode()
         self.requires_key = key_by_default if spec.auth is None else spec.auth == "key"
@@ -83,16 +58,19 @@ class Route(Destination):
 
 
 class RouteTable:
-    """Finds routes by `/fn/NAME/…` and by host `NAME.<domain>`."""
+    """Finds routes by `/fn/NAME/…` and by host `NAME.<domain>`. `epoch` counts its changes."""
 
     def __init__(self, domain: str) -> None:
         self._suffix = b"." + domain.encode()
         self._routes: dict[bytes, Route] = {}
+        self.epoch = 0
 
     def put(self, route: Route) -> None:
+        self.epoch += 1
         self._routes[route.name.encode()] = route
 
     def remove(self, name: str) -> None:
+        self.epoch += 1
         self._routes.pop(name.encode(), None)
 
     def get(self, name: str) -> Route | None:

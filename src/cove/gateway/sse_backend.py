@@ -15,7 +15,8 @@ from urllib.parse import urljoin, urlsplit
 from cove.engine.instance import Instance
 from cove.errors import CoveError
 from cove.gateway.eventstream import comments, pass_whole
-from cove.gateway.forward import request_head, too_large
+from cove.gateway.forward import too_large
+from cove.gateway.heads import request_head
 from cove.gateway.sse_session import SseSession, find
 from cove.gateway.upstream import Response, fetch
 from cove.mcp import sse

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from cove.engine.instance import Instance
 from cove.gateway.eventstream import comments
-from cove.gateway.forward import request_head, too_large
-from cove.gateway.http import Headers
+from cove.gateway.forward import too_large
+from cove.gateway.heads import request_head
+from cove.gateway.head import Headers
 from cove.gateway.replies import simple_reply
 from cove.gateway.sse_backend import parsed
 from cove.gateway.sse_session import SseSession, find

@@ -20,7 +20,8 @@ from cove.engine.sessions import Session
 from cove.errors import CoveError
 from cove.gateway.affinity import unknown_session
 from cove.gateway.eventstream import EventStream, comments
-from cove.gateway.forward import request_head, too_large
+from cove.gateway.forward import too_large
+from cove.gateway.heads import request_head
 from cove.gateway.replies import simple_reply
 from cove.gateway.sse_backend import open_stream
 from cove.gateway.upstream import Response, fetch

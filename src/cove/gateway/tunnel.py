@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cove.gateway.http import Exchange
+from cove.gateway.exchange import Exchange
 from cove.gateway.upstream import UpstreamConnection
 
 

@@ -11,11 +11,12 @@ from typing import Protocol, cast
 
 import httptools
 
-from cove.gateway.http import Headers
+from cove.gateway.exchange import BUFFER
+from cove.gateway.head import Headers
+from cove.gateway.heads import ShownHead
 
 _KEEP_SECONDS = 4.0  # uvicorn and Node close idle connections after 5
 _KEEP_MOST = 64
-_BUFFER = 256 * 1024
 _HEAD_BYTES = 64 * 1024
 _CONNECT_SECONDS = 10.0
 
@@ -25,7 +26,8 @@ Dial = Callable[[], Awaitable[socket]]
 class ResponseSink(Protocol):
     """Takes one response as it arrives. Every call but `flush` comes from within one read."""
 
-    def head(self, status: int, headers: Headers) -> None: ...
+    def head(self, status: int, headers: Headers, length: int | None) -> None:
+        """Names are lower case; Content-Length is apart."""
 
     def body(self, data: bytes) -> None: ...
 
@@ -46,11 +48,12 @@ class Upstream:
 
     def __init__(self, dial: Dial) -> None:
         self._dial = dial
+        self._loop = asyncio.get_running_loop()
         self._idle: list[UpstreamConnection] = []
 
     def take(self) -> UpstreamConnection | None:
         """A kept connection, the one used last first."""
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         while self._idle:
             connection = self._idle.pop()
             if not connection.closing and now - connection.since < _KEEP_SECONDS:
@@ -61,11 +64,10 @@ class Upstream:
 
     async def connect(self) -> UpstreamConnection:
         """A new connection. `OSError` where the instance takes none."""
-        loop = asyncio.get_running_loop()
         async with asyncio.timeout(_CONNECT_SECONDS):
             sock = await self._dial()
-            _, protocol = await loop.create_connection(
-                lambda: UpstreamConnection(self, loop), sock=sock
+            _, protocol = await self._loop.create_connection(
+                lambda: UpstreamConnection(self, self._loop), sock=sock
             )
         return protocol
 
@@ -96,6 +98,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._sink: ResponseSink | None = None
         self._headers: Headers = []
+        self._length: int | None = None
         self._status = 0
         self._head_bytes = 0
         self._in_head = True
@@ -107,6 +110,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._tunnel: Callable[[bytes | None], None] | None = None
         self._pause: Callable[[bool], None] | None = None
         self._rest = b""
+        self.shown = ShownHead()
         self.reused = False
         self.since = 0.0
 
@@ -116,7 +120,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=_BUFFER)
+        self._transport.set_write_buffer_limits(high=BUFFER)
 
     # The request.
 
@@ -244,10 +248,15 @@ class UpstreamConnection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._headers = []
+        self._length = None
         self._in_head = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name.lower(), value))
+        name = name.lower()
+        if name == b"content-length":
+            self._length = int(value)
+        else:
+            self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         self._status = status = self._parser.get_status_code()
@@ -263,10 +272,10 @@ class UpstreamConnection(asyncio.Protocol):
         if self._bodyless or status in (204, 304):
             self._complete = True
         elif not self._keep:
-            self._to_eof = not any(
-                name in (b"content-length", b"transfer-encoding") for name, _ in self._headers
+            self._to_eof = self._length is None and not any(
+                name == b"transfer-encoding" for name, _ in self._headers
             )
-        sink.head(status, self._headers)
+        sink.head(status, self._headers, self._length)
 
     def on_body(self, data: bytes) -> None:
         if self._sink is not None and not self._complete:
@@ -292,13 +301,13 @@ class Response:
 
     # ResponseSink
 
-    def head(self, status: int, headers: Headers) -> None:
+    def head(self, status: int, headers: Headers, length: int | None) -> None:
         self.status, self.headers = status, headers
 
     def body(self, data: bytes) -> None:
         self._chunks.append(data)
         self._held += len(data)
-        if self._held > _BUFFER:
+        if self._held > BUFFER:
             self._connection.pause_reading()
 
     def done(self) -> None:
@@ -335,8 +344,8 @@ class Response:
 
     @property
     def ended(self) -> bool:
-        """Nothing more comes over the connection for this response."""
-        return self._done
+        """It came whole: its connection is free for the next one."""
+        return self._done and not self._lost
 
     @property
     def is_stream(self) -> bool:
@@ -348,7 +357,7 @@ class Response:
             while self._chunks:
                 data = self._chunks.popleft()
                 self._held -= len(data)
-                if self._held <= _BUFFER:
+                if self._held <= BUFFER:
                     self._connection.resume_reading()
                 yield data
             if self._done:

@@ -1,0 +1,188 @@
+"""An exchange: one request and its reply, as everything behind the parser sees it.
+
+Whoever serves it either takes the body as it comes (`take_body`) or waits for all of it
+(`read_body`), and writes the reply framed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from itertools import count
+from typing import TYPE_CHECKING, Protocol
+
+from cove.gateway.head import Head, Headers
+
+if TYPE_CHECKING:
+    from cove.gateway.http import Connection
+
+BUFFER = 256 * 1024
+"""Bytes of a body that wait on either side before its source is paused."""
+
+_ids = count(1)
+_prefix = os.urandom(6).hex().encode()
+
+
+def new_id() -> bytes:
+    """A request id: unique among all replies of this and other runs."""
+    return b"%b%08x" % (_prefix, next(_ids))
+
+
+class BodySink(Protocol):
+    """Takes a request's body as it arrives."""
+
+    def body(self, data: bytes) -> None: ...
+
+    def body_done(self) -> None: ...
+
+
+class Exchange:
+    """One request and its reply. What its head says is in `head`, shared with its like."""
+
+    # Defaults live on the class: an exchange is made for every request, and most of this
+    # stays as it is for most of them.
+    received = 0
+    buffered = 0
+    body_done = False
+    is_stream = False
+    started = False
+    finished = False
+    gone = False
+    deadline = 0.0
+    on_deadline: Callable[[], None] | None = None
+    on_gone: Callable[[], None] | None = None
+    on_pause: Callable[[bool], None] | None = None
+    _sink: BodySink | None = None
+    _waiter: asyncio.Future[None] | None = None
+
+    def __init__(self, connection: Connection, head: Head, length: int | None, now: float) -> None:
+        self.connection = connection
+        self.head = head
+        self.length = length
+        self.keep_alive = head.keep_alive
+        self.id = new_id()
+        self.started_at = now
+        self._body: list[bytes] = []
+
+    @property
+    def method(self) -> bytes:
+        return self.head.method
+
+    @property
+    def target(self) -> bytes:
+        return self.head.target
+
+    @property
+    def version(self) -> bytes:
+        return self.head.version
+
+    @property
+    def headers(self) -> Headers:
+        return self.head.headers
+
+    @property
+    def fields(self) -> dict[bytes, bytes]:
+        return self.head.fields
+
+    @property
+    def upgrade(self) -> bool:
+        return self.head.upgrade
+
+    @property
+    def chunked(self) -> bool:
+        return self.head.chunked
+
+    # The request's body.
+
+    def take_buffered(self) -> bytes:
+        """What has arrived of the body and was not taken yet."""
+        data = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body.clear()
+        self.buffered = 0
+        return data
+
+    def take_body(self, sink: BodySink) -> None:
+        """Give the body, from here on, to `sink` as it arrives."""
+        self._sink = sink
+        self.connection.resume()
+
+    async def read_body(self, limit: int) -> bytes | None:
+        """The whole body; None where it is larger than `limit`.
+
+        `ConnectionError` where the client leaves before it has sent all of it.
+        """
+        self.connection.resume()
+        while not self.body_done:
+            if self.gone:
+                raise ConnectionError("the client left")
+            if self.received > limit:
+                return None
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+            self.connection.resume()
+        return self.take_buffered() if self.received <= limit else None
+
+    def feed(self, data: bytes) -> None:
+        """More of the body, from the parser."""
+        self.received += len(data)
+        if self._sink is not None:
+            self._sink.body(data)
+            return
+        self._body.append(data)
+        self.buffered += len(data)
+        if self.buffered > BUFFER:
+            self.connection.pause()
+        if self._waiter is not None:
+            self._wake()
+
+    def feed_done(self) -> None:
+        """The body is whole."""
+        self.body_done = True
+        if self._sink is not None:
+            self._sink.body_done()
+        elif self._waiter is not None:
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # The reply.
+
+    def write(self, data: bytes) -> None:
+        """Bytes of the reply, framed by the caller. Dropped once the client has gone."""
+        self.started = True
+        if not self.gone and not self.finished:
+            self.connection.write(data)
+
+    def finish(self, *, keep_alive: bool = True) -> None:
+        """The reply is complete; the connection goes on to the next request or closes."""
+        if not self.finished:
+            self.finished = True
+            self.connection.done(self, keep_alive and self.keep_alive)
+
+    def abort(self) -> None:
+        """The reply cannot be completed: the client must not take it for whole."""
+        if not self.finished:
+            self.finished = True
+            self.connection.abort()
+
+    async def drain(self) -> None:
+        """Until the client has taken what was written."""
+        await self.connection.drain()
+
+    def client_gone(self) -> None:
+        if self.finished:
+            return
+        self.gone = True
+        self._wake()
+        if self.on_gone is not None:
+            self.on_gone()
+
+    @property
+    def path(self) -> bytes:
+        return self.target.partition(b"?")[0]
+
+    def __repr__(self) -> str:
+        return f"<Exchange {self.id.decode()} {self.method.decode()} {self.target.decode()}>"

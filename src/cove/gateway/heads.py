@@ -1,0 +1,125 @@
+"""Heads that the gateway sends on: what is the hop's own is replaced, the rest passes.
+
+Requests and responses repeat themselves on a connection; a head that was rewritten once is
+remembered with its original, and only the request id and the length are new.
+"""
+
+from __future__ import annotations
+
+from cove.gateway.destination import Destination
+from cove.gateway.exchange import Exchange
+from cove.gateway.head import Headers
+
+
+class SentHead:
+    """The last request head that was rewritten for a way."""
+
+    __slots__ = ("_head", "_remote")
+
+    def __init__(self) -> None:
+        self._head: bytes | None = None
+        self._remote: bytes | None = None
+
+    def of(
+        self,
+        exchange: Exchange,
+        destination: Destination,
+        target: bytes,
+        *,
+        prefix: bytes,
+        key: bool,
+        remote: bytes | None,
+    ) -> bytes:
+        """All but the framing and the empty line that end it. As `request_head`."""
+        head = self._head
+        if head is None or remote != self._remote:
+            head = self._head = _passed(
+                exchange, destination, target, prefix=prefix, key=key, remote=remote
+            )
+            self._remote = remote
+        return b"%bx-request-id: %b\r\n" % (head, exchange.id)
+
+
+class ShownHead:
+    """The last response head of a connection that was rewritten for its client."""
+
+    __slots__ = ("_block", "_headers", "_status")
+
+    def __init__(self) -> None:
+        self._status = 0
+        self._headers: Headers = []
+        self._block = b""
+
+    def get(self, status: int, headers: Headers) -> bytes | None:
+        return self._block if status == self._status and headers == self._headers else None
+
+    def put(self, status: int, headers: Headers, block: bytes) -> None:
+        self._status, self._headers, self._block = status, headers, block
+
+
+def request_head(
+    exchange: Exchange,
+    destination: Destination,
+    target: bytes,
+    *,
+    prefix: bytes,
+    key: bool,
+    remote: bytes | None,
+    length: int | None,
+    instead: Headers | None = None,
+) -> bytes:
+    """A caller's whole head as it is sent on.
+
+    `prefix` was stripped from the path; `key`: the caller authenticated to Cove, so its
+    Authorization is not the function's; `remote`: the backend's own MCP session id; `instead`:
+    headers that replace the caller's.
+    """
+    head = _passed(
+        exchange, destination, target, prefix=prefix, key=key, remote=remote, instead=instead
+    )
+    framing = b"" if length is None else b"content-length: %d\r\n" % length
+    return b"%bx-request-id: %b\r\n%b\r\n" % (head, exchange.id, framing)
+
+
+def _passed(
+    exchange: Exchange,
+    destination: Destination,
+    target: bytes,
+    *,
+    prefix: bytes,
+    key: bool,
+    remote: bytes | None,
+    instead: Headers | None = None,
+) -> bytes:
+    fields = exchange.fields
+    peer = exchange.connection.peer.encode()
+    if b"x-forwarded-for" in fields:
+        peer = fields[b"x-forwarded-for"] + b", " + peer
+    said: Headers = [
+        (b"host", destination.host),
+        (b"x-forwarded-for", peer),
+        (b"x-forwarded-host", fields.get(b"host", b"")),
+        (b"x-forwarded-proto", fields.get(b"x-forwarded-proto", b"http")),
+    ]
+    if prefix:
+        said.append((b"x-forwarded-prefix", prefix))
+    if remote is not None:
+        said.append((b"mcp-session-id", remote))
+    if exchange.upgrade:
+        said += ((b"connection", b"upgrade"), (b"upgrade", b"websocket"))
+    dropped = destination.not_sent_on[key]
+    if b"connection" in fields:
+        dropped = dropped | listed(fields[b"connection"])
+    if instead is not None:
+        said += instead
+        dropped = dropped | {name for name, _ in instead}
+    said += [(name, value) for name, value in exchange.headers if name not in dropped]
+    lines = [exchange.method, b" ", target, b" HTTP/1.1\r\n"]
+    for name, value in said:
+        lines += (name, b": ", value, b"\r\n")
+    return b"".join(lines)
+
+
+def listed(connection: bytes) -> frozenset[bytes]:
+    """Header names that a Connection header makes hop-by-hop."""
+    return frozenset(name.strip().lower() for name in connection.split(b","))
