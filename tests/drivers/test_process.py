@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -42,6 +43,30 @@ async def test_somebody_elses_listener_on_the_port_is_not_the_instance(
         with pytest.raises(ConnectionRefusedError):
             await running.connect()
         assert running.ports() == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+async def test_a_port_that_was_the_instances_and_is_somebody_elses_now_is_not_it(
+    driver: ProcessDriver, tmp_path: Path
+) -> None:
+    source = """
+import os, signal, socket, time
+listener = socket.create_server(("127.0.0.1", int(os.environ["PORT"])))
+signal.signal(signal.SIGUSR1, lambda *_: (listener.close(), os.write(1, b"closed\\n")))
+os.write(1, b"ready!\\n")
+while True:
+    time.sleep(600)
+"""
+    read, write = os.pipe()
+    running = await driver.start(launch_of(tmp_path, source, output=write))
+    assert await asyncio.to_thread(os.read, read, 7) == b"ready!\n"
+    (await running.connect()).close()
+    os.kill(running.pid, signal.SIGUSR1)
+    assert await asyncio.to_thread(os.read, read, 7) == b"closed\n"
+    with socket.create_server(("127.0.0.1", running.port)), pytest.raises(ConnectionRefusedError):
+        await running.connect()
+    os.close(read)
+    os.close(write)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")

@@ -17,7 +17,7 @@ from cove.drivers.base import Exit, Launch, Usage
 from cove.drivers.exits import Orphans
 from cove.drivers.loopback import dial, here, only_other
 from cove.drivers.placeholders import filled
-from cove.drivers.procfs import Process, listeners, processes, sockets_of
+from cove.drivers.procfs import Process, listeners, processes, socket_at, sockets_of
 from cove.drivers.whole import Starts
 from cove.errors import CoveError
 from cove.model import Isolation
@@ -39,7 +39,7 @@ class ProcessRunning:
         self.port = port
         self.scratch = scratch
         self._child = child
-        self._inodes: set[int] = set()
+        self._proofs: dict[int, tuple[str, int]] = {}
         self._watch = asyncio.ensure_future(self._until_gone())
 
     def __repr__(self) -> str:
@@ -60,10 +60,20 @@ class ProcessRunning:
         return await dial(here, port)
 
     def _owns(self, port: int) -> bool:
-        inodes = {listener.inode for listener in listeners() if listener.port == port}
-        if inodes and not inodes & self._inodes:
-            self._inodes = sockets_of(one.pid for one in self._own())
-        return bool(inodes & self._inodes)
+        """Whether one of its own processes listens there.
+
+        A descriptor that led to the listening socket once is looked at first: searching the
+        host's sockets takes milliseconds.
+        """
+        path, inode = self._proofs.get(port, ("", 0))
+        if path and socket_at(path) == inode:
+            return True
+        held = sockets_of(one.pid for one in self._own())
+        for listener in listeners():
+            if listener.port == port and listener.inode in held:
+                self._proofs[port] = (held[listener.inode], listener.inode)
+                return True
+        return False
 
     async def stop(self, grace: float) -> Exit:
         if grace > 0 and self._child.returncode is None:

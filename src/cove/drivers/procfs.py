@@ -91,17 +91,25 @@ def listeners(pid: int | str = "self") -> list[Listener]:
     return found
 
 
-def sockets_of(pids: Iterable[int]) -> set[int]:
-    """Inodes of the sockets that these processes hold open."""
-    found: set[int] = set()
+def sockets_of(pids: Iterable[int]) -> dict[int, str]:
+    """Inodes of the sockets that these processes hold open, each with a path under /proc to it."""
+    found: dict[int, str] = {}
     for pid in pids:
         with contextlib.suppress(OSError):
             for name in os.listdir(f"/proc/{pid}/fd"):
-                with contextlib.suppress(OSError):
-                    target = os.readlink(f"/proc/{pid}/fd/{name}")
-                    if target.startswith("socket:["):
-                        found.add(int(target[8:-1]))
+                path = f"/proc/{pid}/fd/{name}"
+                if (inode := socket_at(path)) is not None:
+                    found[inode] = path
     return found
+
+
+def socket_at(path: str) -> int | None:
+    """The inode of the socket that a descriptor's path under /proc leads to, if it is one."""
+    with contextlib.suppress(OSError):
+        target = os.readlink(path)
+        if target.startswith("socket:["):
+            return int(target[8:-1])
+    return None
 
 
 def catches(pid: int, signal: int) -> bool:
