@@ -20,9 +20,9 @@ import socket
 import string
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -54,13 +54,12 @@ from cove.metrics import Metrics
 from cove.model import Isolation, Key
 from cove.paths import KEY, URL, default_data
 from cove.runtimes.layers import Layers
-from cove.states import InstanceState
+from cove.states import InstanceState, SessionState
 from cove.store.base import Store
 from cove.store.sql import open_store
 
 log = structlog.get_logger("cove.server")
 
-SERVE = Path(runtimes.__file__).parent / "serve.py"
 _FLUSH_SECONDS = 0.25
 _EXPIRE_SECONDS = 0.25
 _BACKLOG = 2048
@@ -88,8 +87,8 @@ class Options:
 
     @property
     def url(self) -> str:
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104
-        return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{self.port}"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -146,7 +145,7 @@ async def _serve(options: Options) -> None:
         stack.enter_context(_own_data(options.data))
         listener = _listen(options)
         stack.callback(listener.close)
-        options = _with_port(options, listener)
+        options = replace(options, port=listener.getsockname()[1])  # port 0 asks for a free one
         drivers, checks = await _drivers(options)
         for driver in drivers.values():
             stack.push_async_callback(driver.close)
@@ -218,6 +217,9 @@ async def _run(
             api=api,
         )
         await functions.load()
+        # Instances end with the process that started them, and their sessions with them.
+        stale = [replace(record, state=SessionState.ENDED) for record in await store.sessions()]
+        await store.put_sessions(stale)
         server = await asyncio.get_running_loop().create_server(
             gateway.accept, sock=listener, backlog=_BACKLOG
         )
@@ -306,9 +308,9 @@ async def _drivers(options: Options) -> tuple[dict[Isolation, Driver], list[Chec
     drivers: dict[Isolation, Driver] = {}
     if runtime is not None:
         parent = "cove-" + hashlib.sha256(str(options.data).encode()).hexdigest()[:12]
-        drivers["container"] = OciDriver(runtime, state / "oci", SERVE, parent)
+        drivers["container"] = OciDriver(runtime, state / "oci", runtimes.SERVE, parent)
     if options.driver != "oci":
-        drivers["process"] = ProcessDriver(SERVE)
+        drivers["process"] = ProcessDriver(runtimes.SERVE)
     return drivers, checks
 
 
@@ -363,12 +365,12 @@ class _Quiet(uvicorn.Server):
     """uvicorn without its signal handlers: Cove's own decide when it ends."""
 
     @contextlib.contextmanager
-    def capture_signals(self):  # type: ignore[no-untyped-def]
+    def capture_signals(self) -> Iterator[None]:
         yield
 
 
 @contextlib.contextmanager
-def _own_data(data: Path):  # type: ignore[no-untyped-def]
+def _own_data(data: Path) -> Iterator[None]:
     """The data folder, made and held: one Cove at a time."""
     try:
         data.mkdir(parents=True, exist_ok=True, mode=0o755)
@@ -409,15 +411,6 @@ def _listen(options: Options) -> socket.socket:
         ) from error
     sock.setblocking(False)
     return sock
-
-
-def _with_port(options: Options, listener: socket.socket) -> Options:
-    """Port 0 asks for a free one: what it became."""
-    return Options(**{**_fields(options), "port": listener.getsockname()[1]})
-
-
-def _fields(options: Options) -> dict[str, object]:
-    return {name: getattr(options, name) for name in Options.__slots__}
 
 
 async def _keys(store: Store, data: Path) -> list[Key]:

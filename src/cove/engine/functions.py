@@ -134,7 +134,7 @@ class Functions:
                 limit_bytes=_UNPACKED_BYTES,
                 limit_files=_UNPACKED_FILES,
             )
-            found = source.read(folder, name=name, fallback=fallback)
+            found = await asyncio.to_thread(source.read, folder, name=name, fallback=fallback)
             function = found.spec.name
             async with self._locks.setdefault(function, asyncio.Lock()):
                 isolation = self._isolation(found.spec)

@@ -21,6 +21,7 @@ class Pool:
     `per_instance` is 1 every claim outside a session takes a slot for its duration, so that no
     request meets another's session.
 
+    `retry_at`: not before then does the loop's time see a start that nobody waits for.
     `on_change`, shared by a function's pools, is told when an instance has become ready.
     """
 
@@ -32,6 +33,7 @@ class Pool:
     ) -> None:
         self.version = version
         self.live = False
+        self.retry_at = 0.0
         self.ready: list[Instance] = []
         self.starting: list[Instance] = []
         self.draining: list[Instance] = []

@@ -24,6 +24,7 @@ log = structlog.get_logger("cove.supervisor")
 _PROBE_FIRST, _PROBE_MOST = 0.004, 0.05
 _THROTTLE_AFTER = 1.0
 _STOP_GRACE = 5.0
+_RETRY = 10.0
 _TICK = 0.25
 
 
@@ -58,6 +59,8 @@ class Supervisor:
             return
         now = asyncio.get_running_loop().time()
         spec = pool.version.spec
+        if now < pool.retry_at and not pool.waiting:
+            return  # nobody asks: a program that does not start is tried again in a while
         decision = decide(pool.demand(now), spec.scale, spec.session.per_instance, live=pool.live)
         for _ in range(decision.start):
             self._spawn(pool, "cold")
@@ -126,6 +129,7 @@ class Supervisor:
             if not isinstance(error, CoveError):
                 raise
             log.warning("start failed", instance=instance.id, reason=error.message)
+            pool.retry_at = asyncio.get_running_loop().time() + _RETRY
             if not pool.ready and not pool.starting:
                 pool.fail_waiting(_start_error(pool, instance, "start_failed", error))
             return

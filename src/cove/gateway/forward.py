@@ -179,6 +179,8 @@ class Forward:
                 if name == b"connection" and value.lower() not in (b"close", b"keep-alive"):
                     dropped = dropped | listed(value)
                 continue
+            if name == b"x-request-id":
+                continue
             if name == b"mcp-session-id" and self._route.mcp:
                 own = False
                 token = self._session_id(status, value)

@@ -234,7 +234,7 @@ class Gateway:
         now = self._loop.time()
         session = visit.session
         self.affinity.leave(visit, now)
-        if exchange.method == b"DELETE" and session is not None and 200 <= status < 300:
+        if session is not None and session.remote and _ends_session(exchange, status):
             self.affinity.end(session)
         if status:
             route.stats.answered(status, now - exchange.started_at)
@@ -356,18 +356,36 @@ class Call:
             self.exchange.on_gone = lambda: _cancel(task)
 
     async def _serve(self, serving: Coroutine[Any, Any, None]) -> None:
-        exchange = self.exchange
+        exchange, status = self.exchange, 200
         try:
             await serving
         except CoveError as error:
+            status = error.status
             self.gateway.refuse(exchange, error, rpc=True)
         except (OSError, TimeoutError) as error:
+            status = 502
             reason = str(error) or type(error).__name__
             self.gateway.refuse(
                 exchange,
                 CoveError("bad_gateway", f"{self.route.name} did not answer: {reason}"),
                 rpc=True,
             )
+        finally:
+            self._count(status)
+
+    def _count(self, status: int) -> None:
+        """Streams are counted; how long they were open says nothing of how fast they are."""
+        stats, exchange = self.route.stats, self.exchange
+        if exchange.is_stream:
+            stats.requests[status] = stats.requests.get(status, 0) + 1
+        else:
+            now = asyncio.get_running_loop().time()
+            stats.answered(status, now - exchange.started_at)
+
+
+def _ends_session(exchange: Exchange, status: int) -> bool:
+    """The client's DELETE was granted, or the program knows its own session no more."""
+    return status == 404 or (exchange.method == b"DELETE" and 200 <= status < 300)
 
 
 def _cancel(task: asyncio.Task[None]) -> None:
