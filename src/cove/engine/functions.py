@@ -140,8 +140,6 @@ class Functions:
                 isolation = self._isolation(found.spec)
                 progress(_isolation_said(isolation, self._drivers[isolation].name))
                 spec, plan = await python.plan(found, self._layers, progress)
-                for note in plan.notes:
-                    progress(note)
                 await self._release(spec, plan, isolation, progress)
             return function
         finally:
