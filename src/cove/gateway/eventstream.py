@@ -1,16 +1,21 @@
-"""A client's event stream: whole events out, comments in between, a proper end."""
+"""Event streams at both ends: a client's, with comments in between, and an instance's, cut
+into events."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
 
+from cove.gateway.destination import HOP_BY_HOP
 from cove.gateway.exchange import Exchange
 from cove.gateway.head import Headers
-from cove.gateway.replies import simple_reply, status_line
+from cove.gateway.replies import status_line
 from cove.gateway.upstream import Response
-from cove.mcp.sse import COMMENT
+from cove.mcp import sse
 
 KEEP_ALIVE_SECONDS = 15.0
+_NOT_PASSED = HOP_BY_HOP | {b"content-length", b"mcp-session-id", b"x-request-id"}
 
 
 class EventStream:
@@ -24,6 +29,11 @@ class EventStream:
     @property
     def started(self) -> bool:
         return self._exchange.started
+
+    @property
+    def over(self) -> bool:
+        """Nothing that is sent reaches the client any more."""
+        return self._exchange.gone or self._exchange.finished
 
     def start(self, headers: Headers | None = None) -> None:
         """Send the head. `headers` are added as they are."""
@@ -44,41 +54,63 @@ class EventStream:
             out.append(b"connection: close\r\n\r\n")
         exchange.write(b"".join(out))
 
+    def write(self, raw: bytes) -> None:
+        """Whole events, at once. For the last words of a stream, and short ones between."""
+        if raw and not self.over:
+            self._exchange.write(b"%x\r\n%b\r\n" % (len(raw), raw) if self._chunked else raw)
+
     async def send(self, raw: bytes) -> None:
         """Whole events; waits while the client does not take them."""
-        self._exchange.write(b"%x\r\n%b\r\n" % (len(raw), raw) if self._chunked else raw)
+        self.write(raw)
         await self._exchange.drain()
 
     def comment(self) -> None:
         """Show the client, and what lies between, that the stream lives."""
-        if not self._exchange.gone and not self._exchange.finished:
-            self._exchange.write(
-                b"%x\r\n%b\r\n" % (len(COMMENT), COMMENT) if self._chunked else COMMENT
-            )
+        self.write(sse.COMMENT)
 
     def finish(self) -> None:
-        """End the stream as a whole reply."""
+        """End the stream as a whole reply, where it began. Idempotent."""
+        if not self.started or self.over:
+            return
         if self._chunked:
             self._exchange.write(b"0\r\n\r\n")
         self._exchange.finish()
 
+    @contextlib.contextmanager
+    def commented(self) -> Iterator[None]:
+        """Comments at an even pace, once the stream has started."""
+        pace = asyncio.create_task(self._comment_on())
+        try:
+            yield
+        finally:
+            pace.cancel()
 
-async def comments(stream: EventStream) -> None:
-    """Comments at an even pace, until cancelled."""
-    while True:
-        await asyncio.sleep(KEEP_ALIVE_SECONDS)
-        if stream.started:
-            stream.comment()
+    async def _comment_on(self) -> None:
+        while not self.over:
+            await asyncio.sleep(KEEP_ALIVE_SECONDS)
+            if self.started:
+                self.comment()
+
+
+async def parsed(response: Response) -> AsyncIterator[sse.Event]:
+    """A stream's events as they come. `ConnectionError` if it breaks off or makes no sense."""
+    parser = sse.EventParser()
+    async for data in response.chunks():
+        try:
+            for event in parser.feed(data):
+                yield event
+        except sse.EventTooLargeError:
+            raise ConnectionError("it sent an event larger than 16 MiB") from None
 
 
 async def pass_whole(exchange: Exchange, response: Response, limit: int) -> None:
     """Pass a response that is no stream on as it is."""
     body = await response.read(limit)
-    kind = response.get(b"content-type") or b"application/octet-stream"
-    extra = [b"X-Request-Id: " + exchange.id]
-    if allow := response.get(b"allow"):
-        extra.append(b"Allow: " + allow)
-    exchange.write(
-        simple_reply(response.status, body, content_type=kind, extra=b"\r\n".join(extra))
-    )
+    out = [status_line(response.status), b"x-request-id: ", exchange.id, b"\r\n"]
+    for name, value in response.headers:
+        if name not in _NOT_PASSED:
+            out += (name, b": ", value, b"\r\n")
+    if not exchange.keep_alive:
+        out.append(b"connection: close\r\n")
+    exchange.write(b"".join([*out, b"content-length: %d\r\n\r\n" % len(body), body]))
     exchange.finish()

@@ -10,40 +10,40 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cove.engine.instance import Instance
 from cove.engine.sessions import Session
 from cove.errors import CoveError
-from cove.gateway.eventstream import EventStream, comments, pass_whole
+from cove.gateway.eventstream import EventStream, parsed, pass_whole
 from cove.gateway.forward import too_large
 from cove.gateway.heads import request_head
+from cove.gateway.listen import Listen, Refusal, read
+from cove.gateway.replies import simple_reply
 from cove.gateway.upstream import Response, fetch
-from cove.mcp import messages, sse
-from cove.states import InstanceState
+from cove.states import InstanceState, SessionState
 
 if TYPE_CHECKING:
     from cove.gateway.gateway import Call
 
 _ERROR_BODY = 1024 * 1024
-_ACK = "notifications/subscriptions/acknowledged"
-_SUBSCRIPTION = "io.modelcontextprotocol/subscriptionId"
+_RETRY_FIRST, _RETRY_MOST = 1.0, 60.0
+_EXIT_SECONDS = 1.0
 
 
 async def serve_get(call: Call, target: bytes) -> None:
     """The legacy GET stream of a session, or of a server that keeps none."""
     session = call.gateway.affinity.peek(call.exchange, call.route, call.principal)
     facts = call.route.pool.version.facts
-    if session is None and (facts.stateful or not facts.legacy):
-        if not facts.legacy:
-            raise CoveError("method_not_allowed", "this server has no GET stream")
+    if session is None and not facts.legacy:
+        raise CoveError("method_not_allowed", "this server has no GET stream")
+    if session is None and facts.stateful:
         raise CoveError(
             "bad_request",
             "Bad Request: Missing session ID",
             hint="POST initialize first, then GET with its Mcp-Session-Id",
         )
-    await _Hold(call, target, b"", session).run(None)
+    await _Hold(call, target, b"", session, None).run()
 
 
 async def serve_listen(call: Call, target: bytes) -> None:
@@ -51,88 +51,120 @@ async def serve_listen(call: Call, target: bytes) -> None:
     body = await call.exchange.read_body(call.route.body)
     if body is None:
         raise too_large(call.route)
-    if not call.route.pool.version.facts.modern:
-        raise CoveError("not_found", "Method not found: this server speaks legacy MCP only")
-    try:
-        (message,) = messages.parse(body)
-        ident = messages.request_id(message)
-    except ValueError:
-        message, ident = {}, None
-    listen = _Listen(message, ident) if ident is not None else None
-    await _Hold(call, target, body, None).run(listen)
-
-
-class _Listen:
-    """What of a listen request the gateway itself has to say or to leave out."""
-
-    def __init__(self, message: dict[str, Any], ident: messages.RequestId) -> None:
-        params = message.get("params")
-        self._filter = params.get("notifications", {}) if isinstance(params, dict) else {}
-        self._ident = ident
-        self.acknowledged = False
-
-    def acknowledge(self) -> bytes:
-        self.acknowledged = True
-        params = {"notifications": self._filter, "_meta": {_SUBSCRIPTION: self._ident}}
-        return sse.encode(messages.dump({"jsonrpc": "2.0", "method": _ACK, "params": params}))
-
-    def repeats(self, event: sse.Event) -> bool:
-        """Whether an event is an acknowledgement that the client has had already."""
-        if _ACK.encode() not in event.data:
-            return False
-        again, self.acknowledged = self.acknowledged, True
-        return again
-
-    def end(self) -> bytes:
-        result = {"resultType": "complete", "_meta": {_SUBSCRIPTION: self._ident}}
-        return sse.encode(messages.dump({"jsonrpc": "2.0", "id": self._ident, "result": result}))
+    found = read(
+        body,
+        call.exchange.fields.get(b"mcp-protocol-version", b""),
+        modern=call.route.pool.version.facts.modern,
+    )
+    if isinstance(found, Refusal):
+        extra = b"X-Request-Id: " + call.exchange.id
+        call.exchange.write(
+            simple_reply(found.status, found.body, content_type=b"application/json", extra=extra)
+        )
+        call.exchange.finish()
+        return
+    await _Hold(call, target, body, None, found).run()
 
 
 class _Hold:
-    """One held stream."""
+    """One held stream, of a session or of none, opened by GET or by a listen request."""
 
-    def __init__(self, call: Call, target: bytes, body: bytes, session: Session | None) -> None:
+    def __init__(
+        self,
+        call: Call,
+        target: bytes,
+        body: bytes,
+        session: Session | None,
+        listen: Listen | None,
+    ) -> None:
         self._call = call
         self._target = target
         self._body = body
         self._session = session
+        self._listen = listen
         self._out = EventStream(call.exchange)
-        self._ready = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._upstream: tuple[Instance, Response] | None = None
+        self._version = call.route.pool.version.number
+        self._pause = _RETRY_FIRST
 
-    async def run(self, listen: _Listen | None) -> None:
+    async def run(self) -> None:
         on_change = self._call.route.pool.on_change
-        pace = asyncio.create_task(comments(self._out))
-        on_change.add(self._ready.set)
+        on_change.add(self._notice)
+        if self._session is not None:
+            self._session.on_end.add(self._notice)
         try:
-            async with asyncio.timeout(self._call.route.lifetime):
-                await self._hold(listen)
+            with self._out.commented():
+                async with asyncio.timeout(self._call.route.lifetime):
+                    await self._hold()
         except TimeoutError:
-            if listen is not None:
-                await self._out.send(listen.end())
+            if not self._out.started:
+                raise
         finally:
-            on_change.discard(self._ready.set)
-            pace.cancel()
-        if self._out.started:
+            on_change.discard(self._notice)
+            if self._session is not None:
+                self._session.on_end.discard(self._notice)
+            if self._out.started and self._listen is not None:
+                self._out.write(self._listen.end())
             self._out.finish()
 
-    async def _hold(self, listen: _Listen | None) -> None:
-        """Until upstream itself ends the stream, or the function is removed."""
-        while (route := self._call.gateway.routes.get(self._call.route.name)) is not None:
-            self._call.route = route
-            self._ready.clear()
+    def _notice(self) -> None:
+        """An instance has become ready, the function has changed, or the session has ended."""
+        self._changed.set()
+        if self._upstream is None:
+            return
+        instance, response = self._upstream
+        if self._over() or (self._session is None and not self._serves(instance)):
+            response.lost("the stream is needed elsewhere")
+
+    def _over(self) -> bool:
+        """The function was removed, or the session has ended."""
+        if self._session is not None and self._session.state is SessionState.ENDED:
+            return True
+        route = self._call.gateway.routes.get(self._call.route.name)
+        return route is None or route.pool.on_change is not self._call.route.pool.on_change
+
+    def _serves(self, instance: Instance) -> bool:
+        """Whether an instance is of the version that is live."""
+        route = self._call.gateway.routes.get(self._call.route.name)
+        return route is not None and instance in route.pool.ready
+
+    async def _hold(self) -> None:
+        """Until upstream itself ends the stream, the function is removed or the session ends."""
+        while not self._over():
+            self._changed.clear()
+            self._move()
             instance = self._instance()
-            if instance is not None:
-                if await self._through(instance, listen):
-                    return
-                if instance.state is InstanceState.READY:
-                    await asyncio.sleep(1.0)  # it refuses the stream for now
-                    continue
-            if not self._out.started:
-                self._out.start()
-                if listen is not None:
-                    await self._out.send(listen.acknowledge())
-            if self._instance() is None:
-                await self._ready.wait()
+            if instance is not None and await self._through(instance):
+                return
+            if self._over() or self._changed.is_set():
+                continue
+            if instance is not None and instance is self._instance():
+                # It refuses the stream for now: others may not, and nor may it later.
+                await self._wait(self._pause)
+                self._pause = min(self._pause * 2, _RETRY_MOST)
+            elif self._instance() is None:
+                await self._begin()
+                self._out.comment()
+                await self._wait(None if self._session is None else _RETRY_MOST)
+
+    async def _wait(self, seconds: float | None) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+
+    def _move(self) -> None:
+        """Follow the function to its live version, of which a listener may want to know."""
+        route = self._call.gateway.routes.get(self._call.route.name)
+        if route is None:
+            return
+        number = route.pool.version.number
+        if number != self._version and self._session is None:
+            self._version, self._pause = number, _RETRY_FIRST
+            if self._listen is not None and self._out.started:
+                for note in self._listen.lists_changed():
+                    self._out.write(note)
+        self._call.route = route
 
     def _instance(self) -> Instance | None:
         if self._session is not None:
@@ -140,33 +172,39 @@ class _Hold:
         ready = self._call.route.pool.ready
         return ready[0] if ready else None
 
-    async def _through(self, instance: Instance, listen: _Listen | None) -> bool:
+    async def _begin(self) -> None:
+        """The client's stream, where no server's answer has opened it."""
+        if not self._out.started:
+            self._out.start()
+            if self._listen is not None:
+                await self._out.send(self._listen.acknowledge())
+
+    async def _through(self, instance: Instance) -> bool:
         """Pass one upstream stream on; whether the client's stream is over with it."""
         call = self._call
-        remote = self._session.remote or None if self._session is not None else None
         head = request_head(
             call.exchange,
             call.route,
             self._target,
             prefix=call.prefix,
             key=call.by_key,
-            remote=remote,
+            remote=(self._session.remote or None) if self._session is not None else None,
             length=len(self._body) if self._body else None,
         )
         try:
-            async with (
-                fetch(call.route.upstream(instance), head, self._body) as response,
-                _until_stopping(instance, response),
-            ):
-                return await self._relay(response, listen)
+            async with asyncio.timeout(call.route.timeout) as patience:
+                async with fetch(call.route.upstream(instance), head, self._body) as response:
+                    patience.reschedule(None)
+                    self._upstream = instance, response
+                    instance.on_stopping.add(self._notice)
+                    return await self._relay(response)
         except OSError:
-            if instance.state is InstanceState.READY and self._out.started:
-                return True  # the server broke it off: the client may open it again
-            if instance.state is InstanceState.READY:
-                raise
-            return False
+            return await self._broken(instance)
+        finally:
+            self._upstream = None
+            instance.on_stopping.discard(self._notice)
 
-    async def _relay(self, response: Response, listen: _Listen | None) -> bool:
+    async def _relay(self, response: Response) -> bool:
         if response.status != 200 or not response.is_stream:
             if self._out.started:
                 return False
@@ -174,23 +212,20 @@ class _Hold:
             return True
         if not self._out.started:
             self._out.start()
-        parser = sse.EventParser()
-        async for data in response.chunks():
-            for event in parser.feed(data):
-                if listen is None or not listen.repeats(event):
-                    await self._out.send(event.raw)
+        self._pause = _RETRY_FIRST
+        async for event in parsed(response):
+            if self._listen is None or not self._listen.repeats(event):
+                await self._out.send(event.raw)
         return True
 
-
-@contextlib.asynccontextmanager
-async def _until_stopping(instance: Instance, response: Response) -> AsyncIterator[None]:
-    """The stream is given up as soon as the instance is to stop."""
-
-    def stop() -> None:
-        response.lost("the instance is leaving")
-
-    instance.on_stopping.add(stop)
-    try:
-        yield
-    finally:
-        instance.on_stopping.discard(stop)
+    async def _broken(self, instance: Instance) -> bool:
+        """The upstream is lost: with its instance, for the stream's sake, or by the server."""
+        if self._changed.is_set() or instance.state is not InstanceState.READY:
+            return False
+        if instance.running is not None:  # its end may not have been noticed yet
+            await asyncio.wait([instance.running.exited], timeout=_EXIT_SECONDS)
+        if instance.state is not InstanceState.READY:
+            return False
+        if not self._out.started:
+            raise ConnectionError("it broke its event stream off")
+        return self._listen is None  # a GET stream's client opens it again by itself

@@ -13,8 +13,9 @@ import json
 
 from cove.engine.instance import Instance
 from cove.errors import CoveError
+from cove.gateway.eventstream import parsed
 from cove.gateway.head import Headers
-from cove.gateway.sse_backend import parsed
+from cove.gateway.sse_backend import resolve
 from cove.gateway.upstream import Response, Upstream, fetch, plain_head
 from cove.mcp import messages
 from cove.mcp.classify import LATEST_HANDSHAKE_VERSION, MODERN_VERSION
@@ -53,15 +54,17 @@ async def _ask(upstream: Upstream, spec: FunctionSpec) -> Facts:
     seen: list[str] = []
     asker = _Asker(upstream, spec.port, seen)
     if spec.transport in (None, "http"):
-        path = spec.path or "/mcp"
-        stateful = await asker.initialize(path.encode())
-        modern = await asker.discover(path.encode())
+        path = await asker.settled((spec.path or "/mcp").encode())
+        stateful = await asker.initialize(path)
+        modern = await asker.discover(path)
         if stateful is not None or modern:
-            return Facts("http", path, modern, stateful is not None, bool(stateful))
+            return Facts("http", path.decode(), modern, stateful is not None, bool(stateful))
+        if asker.guarded:  # it lets only its own callers in: they will tell which era they speak
+            return Facts("http", path.decode(), modern=True, legacy=True, stateful=True)
     if spec.transport in (None, "sse"):
-        path = spec.path or "/sse"
-        if await asker.has_endpoint(path.encode()):
-            return Facts("sse", path)
+        events = spec.path or "/sse"
+        if await asker.has_endpoint(events.encode()):
+            return Facts("sse", events)
     raise CoveError(
         "deploy_failed",
         f"{spec.name} runs but speaks no MCP: {'; '.join(seen)}",
@@ -77,6 +80,17 @@ class _Asker:
         self._upstream = upstream
         self._port = port
         self._seen = seen
+        self.guarded = False
+
+    async def settled(self, path: bytes) -> bytes:
+        """Where a POST to `path` is redirected to on the same server, else `path`."""
+        body = b"{}"
+        head = self._head(b"POST", path, [_ACCEPT, _JSON], len(body))
+        async with fetch(self._upstream, head, body) as response:
+            location = response.get(b"location")
+            if response.status in (307, 308) and location:
+                return resolve(path, location)
+        return path
 
     def _head(
         self, method: bytes, path: bytes, headers: Headers, length: int | None = None
@@ -96,6 +110,7 @@ class _Asker:
             answer = await _answer(response)
             session = response.get(b"mcp-session-id")
             if answer is None or "result" not in answer:
+                self.guarded = response.status in (401, 403)
                 self._seen.append(f"POST {path.decode()} answered {response.status}")
                 return None
         if session:

@@ -7,14 +7,14 @@ client posts to Cove's messages path, Cove to the server's own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from cove.engine.instance import Instance
 from cove.errors import CoveError
-from cove.gateway.eventstream import comments, pass_whole
+from cove.gateway.eventstream import parsed, pass_whole
 from cove.gateway.forward import too_large
 from cove.gateway.heads import request_head
 from cove.gateway.sse_session import SseSession, find
@@ -31,17 +31,16 @@ async def stream(call: Call) -> None:
     """GET /sse: the session, from the endpoint event to its end."""
     pool = call.route.pool
     instance = await call.gateway.affinity.opening(call.route)
-    pace: asyncio.Task[None] | None = None
     session: SseSession | None = None
     try:
         async with open_stream(call, instance) as (response, remote, events):
             session = SseSession(call, pool, instance, lambda: response.lost("ended"))
             session.remote = remote
-            await session.start()
-            pace = asyncio.create_task(comments(session.out))
             pool.release(instance, asyncio.get_running_loop().time())
             await _relay(session, events)
-    except ConnectionError:
+    except AnsweredError:
+        pass
+    except (ConnectionError, TimeoutError):
         if session is None:
             raise
     finally:
@@ -49,23 +48,47 @@ async def stream(call: Call) -> None:
             call.gateway.affinity.give_up(pool, instance)
         else:
             session.close()
-        if pace is not None:
-            pace.cancel()
 
 
 async def _relay(session: SseSession, events: AsyncIterator[sse.Event]) -> None:
-    async with asyncio.timeout(session.call.route.lifetime):
-        async for event in events:
-            if not event.is_comment:
-                session.hears(event.data)
-            await session.out.send(event.raw)
+    with session.out.commented():
+        async with asyncio.timeout(session.call.route.lifetime):
+            await session.start()
+            async for event in events:
+                if not event.is_comment:
+                    session.hears(event.data)
+                await session.out.send(event.raw)
 
 
-@asynccontextmanager
+class AnsweredError(Exception):
+    """The server refused its stream in words of its own, which the caller has been given."""
+
+
+@contextlib.asynccontextmanager
 async def open_stream(
     call: Call, instance: Instance
 ) -> AsyncIterator[tuple[Response, bytes, AsyncIterator[sse.Event]]]:
-    """The server's stream: its response, the path it is posted to, the events that follow."""
+    """The server's stream: its response, the path it is posted to, the events that follow.
+
+    `AnsweredError` where the server answers with an error status.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        # Bounds the wait for the endpoint event, not what follows.
+        async with asyncio.timeout(call.route.timeout):
+            response = await stack.enter_async_context(
+                fetch(call.route.upstream(instance), _head(call))
+            )
+            if response.status >= 400:
+                await pass_whole(call.exchange, response, _REPLY_BYTES)
+                raise AnsweredError
+            events = parsed(response)
+            remote = await _endpoint(call, response, events)
+        yield response, remote, events
+
+
+def _head(call: Call) -> bytes:
+    """The GET for the stream, with the caller's headers, whatever the caller's own method."""
+    method = call.exchange.method
     head = request_head(
         call.exchange,
         call.route,
@@ -73,35 +96,34 @@ async def open_stream(
         prefix=call.prefix,
         key=call.by_key,
         remote=None,
-        length=None,
+        length=None if method == b"GET" else 0,
+        instead=[(b"accept", b"text/event-stream")],
     )
-    async with fetch(call.route.upstream(instance), head) as response:
-        if response.status != 200 or not response.is_stream:
-            raise CoveError(
-                "bad_gateway",
-                f"{call.route.name} answered {response.status} where its event stream should be",
-                hint=f"`path` in cove.toml says where it is; now {call.route.path.decode()}",
-            )
-        events = parsed(response)
-        async with asyncio.timeout(call.route.timeout):
-            async for event in events:
-                if event.event == b"endpoint":
-                    yield response, resolve(call.route.path, event.data), events
-                    return
+    return b"GET" + head.removeprefix(method)
 
 
-async def parsed(response: Response) -> AsyncIterator[sse.Event]:
-    """A stream's events as they come."""
-    parser = sse.EventParser()
-    async for data in response.chunks():
-        for event in parser.feed(data):
-            yield event
+async def _endpoint(call: Call, response: Response, events: AsyncIterator[sse.Event]) -> bytes:
+    if response.status == 200 and response.is_stream:
+        async for event in events:
+            if event.event == b"endpoint":
+                return resolve(call.route.path, event.data, call.prefix)
+    raise CoveError(
+        "bad_gateway",
+        f"{call.route.name} answered {response.status} where its event stream should be",
+        hint=f"`path` in cove.toml says where it is; now {call.route.path.decode()}",
+    )
 
 
-def resolve(base: bytes, endpoint: bytes) -> bytes:
-    """An endpoint event's URL, relative or absolute, as path and query on the server."""
+def resolve(base: bytes, endpoint: bytes, prefix: bytes = b"") -> bytes:
+    """An endpoint event's URL, relative or absolute, as path and query on the server.
+
+    A server that honours X-Forwarded-Prefix names the path as its callers see it.
+    """
     joined = urlsplit(urljoin(f"http://localhost{base.decode()}", endpoint.decode().strip()))
-    return (joined.path + (f"?{joined.query}" if joined.query else "")).encode()
+    path = joined.path or "/"
+    if prefix and path.startswith(prefix.decode() + "/"):
+        path = path.removeprefix(prefix.decode())
+    return (path + (f"?{joined.query}" if joined.query else "")).encode()
 
 
 async def post(call: Call) -> None:
@@ -120,14 +142,14 @@ async def post(call: Call) -> None:
         remote=None,
         length=len(body),
     )
+    accepted = False
     try:
         async with (
             asyncio.timeout(call.route.timeout),
             fetch(call.route.upstream(session.instance), head, body) as response,
         ):
-            if response.status >= 300:
-                session.answered(*ids)
+            accepted = response.status < 300
             await pass_whole(call.exchange, response, _REPLY_BYTES)
-    except OSError:
-        session.answered(*ids)
-        raise
+    finally:
+        if not accepted:
+            session.answered(*ids)

@@ -12,12 +12,11 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from cove.engine.instance import Instance
-from cove.gateway.eventstream import comments
+from cove.gateway.eventstream import parsed
 from cove.gateway.forward import too_large
-from cove.gateway.heads import request_head
 from cove.gateway.head import Headers
+from cove.gateway.heads import request_head
 from cove.gateway.replies import simple_reply
-from cove.gateway.sse_backend import parsed
 from cove.gateway.sse_session import SseSession, find
 from cove.gateway.upstream import Response, fetch, plain_head
 from cove.mcp import messages, sse
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 
 _ANSWER_BYTES = 64 * 1024 * 1024
 _END_SECONDS = 5.0
+_RETRY_SECONDS = 1.0
+_RETRY_MOST = 30.0
 
 
 async def stream(call: Call) -> None:
@@ -36,26 +37,23 @@ async def stream(call: Call) -> None:
     ended = asyncio.Event()
     bridged = _Bridged(call, instance, ended)
     pool.release(instance, asyncio.get_running_loop().time())
-    pace = asyncio.create_task(comments(bridged.out))
     try:
-        await bridged.start()
-        with contextlib.suppress(TimeoutError):
+        with bridged.out.commented(), contextlib.suppress(TimeoutError):
             async with asyncio.timeout(call.route.lifetime):
+                await bridged.start()
                 await ended.wait()
     finally:
-        pace.cancel()
         bridged.stop()
 
 
 async def post(call: Call) -> None:
     """POST to the messages path: accepted, and sent on."""
     session = find(call)
+    assert isinstance(session, _Bridged)
     body = await call.exchange.read_body(call.route.body)
     if body is None:
         raise too_large(call.route)
-    ids = session.asks(body)
-    assert isinstance(session, _Bridged)
-    session.pass_on(call, body, ids)
+    session.pass_on(call, body, session.asks(body))
     call.exchange.write(simple_reply(202, b"Accepted", extra=b"X-Request-Id: " + call.exchange.id))
     call.exchange.finish()
 
@@ -72,8 +70,7 @@ class _Bridged(SseSession):
 
     def pass_on(self, call: Call, body: bytes, ids: list[messages.RequestId]) -> None:
         """Send a client's message to the server; its answer goes to the stream."""
-        previous = self._order
-        task = asyncio.create_task(self._pass_on(call, body, ids, previous))
+        task = asyncio.create_task(self._pass_on(call, body, ids, self._order))
         # What follows initialize needs the session id it brings, and notifications come in order.
         if not ids or messages.is_initialize(body):
             self._order = task
@@ -91,60 +88,109 @@ class _Bridged(SseSession):
         ids: list[messages.RequestId],
         previous: asyncio.Task[None] | None,
     ) -> None:
-        if previous is not None:
-            await asyncio.wait([previous])
-        head = request_head(
+        reason = "its answer ended early"
+        try:
+            async with asyncio.timeout(call.route.timeout):
+                if previous is not None:
+                    await asyncio.wait([previous])
+                await self._exchange(self._head(call, len(body)), body, ids)
+        except (OSError, TimeoutError) as error:
+            reason = str(error) or "no answer in time"
+        for ident in ids:
+            self.fail(ident, f"{call.route.name} failed: {reason}")
+
+    def _head(self, call: Call, length: int) -> bytes:
+        return request_head(
             call.exchange,
             call.route,
             call.route.path,
             prefix=call.prefix,
             key=call.by_key,
             remote=None,
-            length=len(body),
-            instead=[(b"accept", b"application/json, text/event-stream"), *self._backend],
+            length=length,
+            instead=[
+                (b"accept", b"application/json, text/event-stream"),
+                (b"content-type", b"application/json"),
+                *self._backend,
+            ],
         )
-        try:
-            async with asyncio.timeout(call.route.timeout):
-                await self._exchange(head, body, ids)
-        except (OSError, TimeoutError) as error:
-            reason = str(error) or "no answer in time"
-            for ident in ids:
-                await self._say(messages.error(-32603, f"the server failed: {reason}", ident))
 
     async def _exchange(self, head: bytes, body: bytes, ids: list[messages.RequestId]) -> None:
+        opens = not self._backend and messages.is_initialize(body)
+        last, pause = b"", _RETRY_SECONDS
         async with fetch(self._upstream, head, body) as response:
-            if not self._backend and messages.is_initialize(body):
-                self._learn(response)
+            if opens and 200 <= response.status < 300:
+                self._backend = _backend_id(response)
             if response.is_stream:
-                await self._pass_events(response)
-                return
-            answer = await response.read(_ANSWER_BYTES)
-            if answer and response.get(b"content-type").startswith(b"application/json"):
-                await self._say(_with_id(answer, ids))
-            elif response.status >= 400:
-                for ident in ids:
-                    text = f"the server answered {response.status}"
-                    await self._say(messages.error(-32603, text, ident))
+                last, pause = await self._pass_events(response, opens=opens)
+            else:
+                await self._pass_answer(response, ids, opens=opens)
+        while last and any(self.waits_for(ident) for ident in ids):
+            await asyncio.sleep(pause)  # the server hung up to be asked again (SEP-1699)
+            last, pause = await self._listen_once(last)
         if b'"notifications/initialized"' in body:
             self._keep(asyncio.create_task(self._listen()))
 
-    def _learn(self, response: Response) -> None:
-        if 200 <= response.status < 300 and (ident := response.get(b"mcp-session-id")):
-            self._backend = [(b"mcp-session-id", ident)]
+    async def _pass_answer(
+        self, response: Response, ids: list[messages.RequestId], *, opens: bool
+    ) -> None:
+        answer = await response.read(_ANSWER_BYTES)
+        if answer and response.get(b"content-type").startswith(b"application/json"):
+            if opens:
+                self._learn_version(answer)
+            await self._say(_with_id(answer, ids))
+        for ident in ids:
+            self.fail(ident, f"the server answered {response.status}")
+        if response.status == 404 and self._backend:
+            self._backend = []
+            self.close()  # the server has lost the session: the client is to open another
+
+    def _learn_version(self, answer: bytes) -> None:
+        """What the two agreed on, which every later request has to carry."""
+        with contextlib.suppress(ValueError):
+            for message in messages.parse(answer):
+                result = message.get("result")
+                version = result.get("protocolVersion") if isinstance(result, dict) else None
+                if isinstance(version, str) and version.isprintable():
+                    self._backend.append((b"mcp-protocol-version", version.encode("latin-1")))
 
     async def _listen(self) -> None:
-        """The server's own messages, where it offers a stream of them."""
-        headers = [(b"accept", b"text/event-stream"), *self._backend]
-        head = plain_head(b"GET", self.call.route.path, headers, port=self.call.route.port)
-        with contextlib.suppress(OSError):
-            async with fetch(self._upstream, head) as response:
-                if response.status == 200 and response.is_stream:
-                    await self._pass_events(response)
+        """The server's own messages, where it offers a stream of them, again and again."""
+        last, pause = b"", 0.0
+        while not self.ended:
+            try:
+                last, pause = await self._listen_once(last)
+            except OSError:
+                pause = min(max(pause * 2, _RETRY_SECONDS), _RETRY_MOST)
+            if pause < 0:
+                return
+            await asyncio.sleep(pause)
 
-    async def _pass_events(self, response: Response) -> None:
+    async def _listen_once(self, last: bytes) -> tuple[bytes, float]:
+        """One GET stream to its end: the last event id, and the seconds to wait for the next.
+
+        Negative seconds where the server offers no such stream.
+        """
+        headers = [(b"accept", b"text/event-stream"), *self._backend]
+        if last:
+            headers.append((b"last-event-id", last))
+        head = plain_head(b"GET", self.call.route.path, headers, port=self.call.route.port)
+        async with fetch(self._upstream, head) as response:
+            if response.status != 200 or not response.is_stream:
+                return b"", -1.0
+            again, pause = await self._pass_events(response, opens=False)
+            return again or last, pause
+
+    async def _pass_events(self, response: Response, *, opens: bool) -> tuple[bytes, float]:
+        last, pause = b"", _RETRY_SECONDS
         async for event in parsed(response):
+            last = event.id or last
+            pause = sse.retry(event.raw) or pause
             if not event.is_comment:
+                if opens:
+                    self._learn_version(event.data)
                 await self._say(event.data)
+        return last, pause
 
     async def _say(self, data: bytes) -> None:
         self.hears(data)
@@ -154,8 +200,9 @@ class _Bridged(SseSession):
         """End everything of the session, its half at the server included."""
         for task in self._tasks:
             task.cancel()
+        lost = self.session.lost
         self.close()
-        if self._backend and not self.session.lost:
+        if self._backend and not lost:
             self.call.gateway.keep(asyncio.create_task(self._delete()))
 
     async def _delete(self) -> None:
@@ -163,6 +210,11 @@ class _Bridged(SseSession):
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(_END_SECONDS), fetch(self._upstream, head) as response:
                 await response.read(_ANSWER_BYTES)
+
+
+def _backend_id(response: Response) -> Headers:
+    ident = response.get(b"mcp-session-id")
+    return [(b"mcp-session-id", ident)] if ident else []
 
 
 def _with_id(answer: bytes, ids: list[messages.RequestId]) -> bytes:

@@ -1,7 +1,8 @@
 """An HTTP+SSE session (MCP 2024-11-05): the stream is the session, POSTs belong to it.
 
 It ends when its client closes the stream, or `session.idle` after its last message either
-way, but never with a request unanswered.
+way, but never with a request unanswered: one that the server does not answer within
+`limits.timeout` is answered here.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from cove.errors import CoveError
 from cove.gateway.affinity import unknown_session
 from cove.gateway.eventstream import EventStream
 from cove.mcp import messages, sse
+from cove.states import SessionState
 
 if TYPE_CHECKING:
     from cove.gateway.gateway import Call
@@ -27,7 +29,11 @@ _QUERY = "session_id"
 
 
 class SseSession:
-    """One client's stream, its engine session, and the requests it has open."""
+    """One client's stream, its engine session, and the requests it has open.
+
+    It takes over the caller's slot of `instance`, and gives it back with the session's end,
+    of which `on_end` is told.
+    """
 
     def __init__(self, call: Call, pool: Pool, instance: Instance, on_end: Callable[[], None]):
         affinity = call.gateway.affinity
@@ -42,7 +48,7 @@ class SseSession:
         self.session = affinity.enrol(pool, instance, call.principal, token)
         self.session.on_end.add(on_end)
         self.session.attached = self
-        self._open: set[messages.RequestId] = set()
+        self._open: dict[messages.RequestId, asyncio.TimerHandle] = {}
 
     async def start(self) -> None:
         """Send the head and the endpoint event: where this session's POSTs go."""
@@ -50,18 +56,27 @@ class SseSession:
         self.out.start()
         await self.out.send(sse.encode(target.encode(), b"endpoint"))
 
+    @property
+    def ended(self) -> bool:
+        return self.session.state is SessionState.ENDED
+
     def asks(self, body: bytes) -> list[messages.RequestId]:
         """A client's message is about to be sent on: which requests it opens.
 
         `too_many_requests` where the instance has no room for them.
         """
+        if self.ended:
+            raise unknown_session()
         self._touch()
         try:
             parsed = messages.parse(body)
         except ValueError:
             return []
-        ids = [i for m in parsed if (i := messages.request_id(m)) is not None]
+        self.answered(*(i for m in parsed if (i := messages.cancelled_id(m)) is not None))
+        ids = {i: None for m in parsed if (i := messages.request_id(m)) is not None}
         fresh = [ident for ident in ids if ident not in self._open]
+        loop = asyncio.get_running_loop()
+        timeout = self.call.route.timeout
         for taken, ident in enumerate(fresh):
             if not self.pool.claim_on(self.instance):
                 self.answered(*fresh[:taken])
@@ -70,7 +85,7 @@ class SseSession:
                     "this session's instance has no room for more requests",
                     hint="retry when earlier ones are answered, or raise scale.concurrency",
                 )
-            self._open.add(ident)
+            self._open[ident] = loop.call_later(timeout, self._overdue, ident)
         self.session.inflight = len(self._open)
         return fresh
 
@@ -85,24 +100,39 @@ class SseSession:
             return
         self.answered(*(i for m in parsed if (i := messages.answer_id(m)) is not None))
 
+    def waits_for(self, ident: messages.RequestId) -> bool:
+        """Whether this request is open."""
+        return ident in self._open
+
     def answered(self, *ids: messages.RequestId) -> None:
         """These requests are open no more."""
         now = asyncio.get_running_loop().time()
         for ident in ids:
-            if ident in self._open:
-                self._open.discard(ident)
+            timer = self._open.pop(ident, None)
+            if timer is not None:
+                timer.cancel()
                 self.pool.release(self.instance, now)
         self.session.inflight = len(self._open)
+
+    def fail(self, ident: messages.RequestId, text: str) -> None:
+        """Answer a request, if it is still open, with an error of Cove's own."""
+        if ident in self._open:
+            self.out.write(sse.encode(messages.error(-32603, text, ident)))
+            self.answered(ident)
+
+    def _overdue(self, ident: messages.RequestId) -> None:
+        route = self.call.route
+        self.fail(ident, f"{route.name} did not answer within {route.timeout:g} s")
 
     def _touch(self) -> None:
         self.call.gateway.affinity.touch(self.session)
 
     def close(self) -> None:
-        """End the session and give everything back."""
-        self.answered(*tuple(self._open))
+        """End the session and give everything back. Idempotent."""
+        for ident in list(self._open):
+            self.fail(ident, "the session has ended")
         self.call.gateway.affinity.end(self.session)
-        if self.out.started and not self.call.exchange.gone:
-            self.out.finish()
+        self.out.finish()
 
 
 def find(call: Call) -> SseSession:

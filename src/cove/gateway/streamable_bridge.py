@@ -1,8 +1,8 @@
 """A server that speaks HTTP+SSE only, shown as Streamable HTTP of the legacy era.
 
 Cove is its client: one event stream per session, opened when a caller initializes. Answers are
-found by the ids they answer; what the server says by itself goes to the session's GET stream,
-else to the stream of an open request, else waits for either.
+found by the ids they answer, progress by its token; what else the server says goes to the only
+open request's stream, else to the session's GET stream, else waits for either.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ import contextlib
 import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cove.engine.instance import Instance
 from cove.engine.pool import Pool
 from cove.engine.sessions import Session
 from cove.errors import CoveError
 from cove.gateway.affinity import unknown_session
-from cove.gateway.eventstream import EventStream, comments
+from cove.gateway.eventstream import EventStream
+from cove.gateway.exchange import Exchange
 from cove.gateway.forward import too_large
 from cove.gateway.heads import request_head
 from cove.gateway.replies import simple_reply
-from cove.gateway.sse_backend import open_stream
+from cove.gateway.sse_backend import AnsweredError, open_stream
 from cove.gateway.upstream import Response, fetch
 from cove.mcp import messages, sse
 from cove.mcp.classify import Era, era
@@ -57,12 +58,13 @@ async def serve(call: Call) -> None:
 
 def _bridge(call: Call) -> _Bridge:
     """The session of a request that names one."""
-    session = call.gateway.affinity.peek(call.exchange, call.route, call.principal)
-    if session is None:
+    token = call.exchange.fields.get(b"mcp-session-id")
+    if token is None:
         raise CoveError(
             "bad_request", "Bad Request: Missing session ID", hint="POST initialize first"
         )
-    if not isinstance(session.attached, _Bridge):
+    session = call.gateway.affinity.get(call.route, call.principal, token.decode("latin-1"))
+    if session is None or not isinstance(session.attached, _Bridge):
         raise unknown_session()
     return session.attached
 
@@ -74,52 +76,52 @@ async def _post(call: Call) -> None:
     try:
         parsed = messages.parse(body)
     except ValueError:
-        call.exchange.write(
-            simple_reply(
-                400,
-                messages.error(-32700, "Parse error"),
-                content_type=b"application/json",
-                extra=b"X-Request-Id: " + call.exchange.id,
-            )
-        )
-        call.exchange.finish()
+        error = messages.error(-32700, "Parse error")
+        _reply(call, 400, error, b"application/json")
         return
-    if messages.is_initialize(body) and b"mcp-session-id" not in call.exchange.fields:
+    if not messages.is_initialize(body) or b"mcp-session-id" in call.exchange.fields:
+        await _bridge(call).post(call, body, parsed)
+        return
+    with contextlib.suppress(AnsweredError):
         bridge = await _Bridge.open(call)
-    else:
-        bridge = _bridge(call)
-    ids = [i for m in parsed if (i := messages.request_id(m)) is not None]
-    await bridge.post(call, body, ids)
+        try:
+            await bridge.post(call, body, parsed, claimed=True)
+        except BaseException:
+            bridge.close()
+            raise
 
 
 async def _get(call: Call, bridge: _Bridge) -> None:
     out = EventStream(call.exchange)
-    with bridge.listening() as inbox:
-        call.exchange.on_gone = inbox.close
+    with bridge.listening(call.exchange) as inbox, out.commented():
         out.start()
-        pace = asyncio.create_task(comments(out))
-        try:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(call.route.lifetime):
-                    async for data in inbox.items():
-                        await out.send(sse.encode(data))
-        finally:
-            pace.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(call.route.lifetime):
+                async for data in inbox.items():
+                    await out.send(sse.encode(data))
     out.finish()
 
 
-def _reply(call: Call, status: int, body: bytes) -> None:
-    call.exchange.write(simple_reply(status, body, extra=b"X-Request-Id: " + call.exchange.id))
+def _reply(call: Call, status: int, body: bytes, kind: bytes = b"text/plain") -> None:
+    extra = b"X-Request-Id: " + call.exchange.id
+    call.exchange.write(simple_reply(status, body, content_type=kind, extra=extra))
     call.exchange.finish()
 
 
 class _Inbox:
-    """Messages on their way to one client stream, in order."""
+    """Messages on their way to one client stream, in order. `token` names its progress."""
 
-    def __init__(self) -> None:
+    def __init__(self, exchange: Exchange, token: messages.RequestId | None = None) -> None:
+        self.exchange = exchange
+        self.token = token
         self._items: deque[bytes] = deque()
         self._closed = False
         self._wake = asyncio.Event()
+
+    @property
+    def takes(self) -> bool:
+        """Whether what is put here has a client to reach."""
+        return not (self._closed or self.exchange.gone)
 
     def put(self, data: bytes) -> None:
         self._items.append(data)
@@ -143,106 +145,136 @@ class _Inbox:
 class _Bridge:
     """One session: Cove's event stream at the server, and the caller's open requests."""
 
-    def __init__(self, pool: Pool, instance: Instance) -> None:
-        self._pool = pool
+    def __init__(self, call: Call, instance: Instance, response: Response, remote: bytes) -> None:
+        """Takes over the caller's slot of `instance`, not its claim."""
+        affinity = call.gateway.affinity
+        # Not a purpose that other gateways follow: this session lives in this process.
+        token = affinity.signer.seal(
+            "bridged", call.route.name, call.principal, instance.id, secrets.token_hex(16)
+        )
+        self._affinity = affinity
+        self._pool: Pool = call.route.pool
         self._instance = instance
-        self._remote = b""
-        self._call: Call
-        self._session: Session | None = None
+        self._remote = remote
+        self._response = response
         self._requests: dict[messages.RequestId, _Inbox] = {}
         self._listener: _Inbox | None = None
         self._waiting: deque[bytes] = deque(maxlen=_WAITING)
-        self._task: asyncio.Task[None] | None = None
-        self._response: Response | None = None
+        self._session: Session = affinity.enrol(self._pool, instance, call.principal, token)
+        self._session.attached = self
+        self._session.on_end.add(self._ended)
 
     @classmethod
     async def open(cls, call: Call) -> _Bridge:
-        """A new session at the server: its stream is open and its endpoint known."""
-        pool = call.route.pool
+        """A new session at the server: its stream is open, its endpoint known.
+
+        A claim on its instance is the caller's. `AnsweredError` where the server refused.
+        """
         instance = await call.gateway.affinity.opening(call.route)
-        bridge = cls(pool, instance)
-        opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        bridge._call = call
-        bridge._task = asyncio.create_task(bridge._run(call, opened))
-        call.gateway.keep(bridge._task)
+        opened: asyncio.Future[_Bridge] = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(_hear(call, instance, opened))
+        call.gateway.keep(task)
         try:
-            await asyncio.shield(opened)
+            return await asyncio.shield(opened)
         except BaseException:
-            bridge._task.cancel()
-            call.gateway.affinity.give_up(pool, instance)
+            task.cancel()
+            if opened.done() and opened.exception() is None:
+                opened.result().close()
+                call.route.pool.release(instance, asyncio.get_running_loop().time())
+            else:
+                opened.cancel()
+                call.gateway.affinity.give_up(call.route.pool, instance)
             raise
-        affinity = call.gateway.affinity
-        token = affinity.signer.seal(
-            "mcp-session", call.route.name, call.principal, instance.id, secrets.token_hex(16)
-        )
-        bridge._session = affinity.enrol(pool, instance, call.principal, token)
-        bridge._session.attached = bridge
-        bridge._session.on_end.add(bridge._ended)
-        pool.release(instance, asyncio.get_running_loop().time())
-        return bridge
 
-    async def _run(self, call: Call, opened: asyncio.Future[None]) -> None:
-        """Take the server's events to those they are for, until the stream or session ends."""
-        try:
-            async with open_stream(call, self._instance) as (response, remote, events):
-                self._response, self._remote = response, remote
-                opened.set_result(None)
-                async for event in events:
-                    if event.data:
-                        self._hear(event.data)
-        except (CoveError, OSError, TimeoutError) as error:
-            if not opened.done():
-                opened.set_exception(error)
-                return
-        self.close()
-
-    def _hear(self, data: bytes) -> None:
-        assert self._session is not None
-        self._call.gateway.affinity.touch(self._session)
+    def hear(self, data: bytes) -> None:
+        """A message from the server, or a batch of them: each to whom it is for."""
+        self._affinity.touch(self._session)
         try:
             parsed = messages.parse(data)
         except ValueError:
             return
-        for ident in [i for m in parsed if (i := messages.answer_id(m)) is not None]:
+        for message in parsed:
+            self._take(message, data if len(parsed) == 1 else messages.dump(message))
+
+    def _take(self, message: dict[str, Any], data: bytes) -> None:
+        ident = messages.answer_id(message)
+        if ident is not None:
             inbox = self._requests.pop(ident, None)
             if inbox is not None:
                 inbox.put(data)
                 inbox.close()
             return
-        if self._listener is not None:
-            self._listener.put(data)
-        elif self._requests:
-            next(reversed(self._requests.values())).put(data)
+        found = self._stream_for(message)
+        if found is not None:
+            found.put(data)
         else:
             self._waiting.append(data)
 
-    async def post(self, call: Call, body: bytes, ids: list[messages.RequestId]) -> None:
-        """One POST: 202 where it asks nothing, else a stream that ends with the answers."""
-        assert self._session is not None
-        session = self._session
-        if not self._pool.claim_on(self._instance):
-            raise CoveError(
-                "too_many_requests", "this session's instance has no room", hint="retry later"
-            )
-        call.gateway.affinity.touch(session)
-        session.inflight += 1
-        inboxes = {ident: self._requests.setdefault(ident, _Inbox()) for ident in ids}
+    def _stream_for(self, message: dict[str, Any]) -> _Inbox | None:
+        open_ = [inbox for inbox in self._requests.values() if inbox.takes]
+        token = messages.progress_token(message)
+        if token is not None:
+            for inbox in open_:
+                if inbox.token == token:
+                    return inbox
+        if len(open_) == 1:
+            return open_[0]
+        if self._listener is not None and self._listener.takes:
+            return self._listener
+        return open_[-1] if open_ else None
+
+    async def post(
+        self, call: Call, body: bytes, parsed: list[dict[str, Any]], *, claimed: bool = False
+    ) -> None:
+        """One POST: 202 where it asks nothing, else a stream that ends with the answers.
+
+        `claimed`: a claim on the instance is handed over. What asks nothing needs none: the
+        request that it answers or takes back may hold the only one.
+        """
+        inboxes = {
+            ident: _Inbox(call.exchange, messages.progress_token(message))
+            for message in parsed
+            if (ident := messages.request_id(message)) is not None
+        }
+        held = claimed or (bool(inboxes) and self._claim(inboxes))
+        self._affinity.touch(self._session)
+        self._session.inflight += 1
+        self._requests |= inboxes
         try:
             async with asyncio.timeout(call.route.timeout):
                 await self._send(call, body)
-                if ids:
+                for message in parsed:
+                    self._give_up(messages.cancelled_id(message))
+                if inboxes:
                     await self._answer(call, inboxes)
                 else:
                     _reply(call, 202, b"")
         except TimeoutError:
-            raise CoveError(
-                "timeout", f"{call.route.name} did not answer within {call.route.timeout:g} s"
-            ) from None
+            self._fail(call, inboxes)
         finally:
-            for ident in ids:
-                self._requests.pop(ident, None)
-            session.inflight -= 1
-            self._pool.release(self._instance, asyncio.get_running_loop().time())
+            for ident, inbox in inboxes.items():
+                if self._requests.get(ident) is inbox:
+                    del self._requests[ident]
+            self._session.inflight -= 1
+            if held:
+                self._pool.release(self._instance, asyncio.get_running_loop().time())
+
+    def _claim(self, inboxes: dict[messages.RequestId, _Inbox]) -> bool:
+        if self._requests.keys() & inboxes.keys():
+            raise CoveError("bad_request", "a request with this id is not answered yet")
+        if not self._pool.claim_on(self._instance):
+            raise CoveError(
+                "too_many_requests",
+                "this session's instance has no room",
+                hint="retry when earlier requests are answered, or raise scale.concurrency",
+            )
+        return True
+
+    def _give_up(self, ident: messages.RequestId | None) -> None:
+        """The client has taken a request back: the server need not answer it any more."""
+        inbox = self._requests.pop(ident, None) if ident is not None else None
+        if inbox is not None:
+            inbox.close()
 
     async def _send(self, call: Call, body: bytes) -> None:
         head = request_head(
@@ -264,23 +296,39 @@ class _Bridge:
                 )
 
     async def _answer(self, call: Call, inboxes: dict[messages.RequestId, _Inbox]) -> None:
-        assert self._session is not None
         out = EventStream(call.exchange)
         call.exchange.is_stream = False  # its end is near: drain waits for it
         out.start([(b"mcp-session-id", self._session.key.encode())])
-        while self._waiting:
-            await out.send(sse.encode(self._waiting.popleft()))
-        for inbox in inboxes.values():
-            async for data in inbox.items():
-                await out.send(sse.encode(data))
+        with out.commented():
+            while self._waiting:
+                await out.send(sse.encode(self._waiting.popleft()))
+            for ident, inbox in inboxes.items():
+                async for data in inbox.items():
+                    await out.send(sse.encode(data))
+                if self._requests.get(ident) is inbox:  # closed by the session's end
+                    text = f"{call.route.name}: the session has ended"
+                    await out.send(sse.encode(messages.error(-32603, text, ident)))
+        out.finish()
+
+    def _fail(self, call: Call, inboxes: dict[messages.RequestId, _Inbox]) -> None:
+        """`limits.timeout` has passed."""
+        text = f"{call.route.name} did not answer within {call.route.timeout:g} s"
+        out = EventStream(call.exchange)
+        if not out.started:
+            raise CoveError(
+                "timeout", text, hint="raise limits.timeout if its requests take longer"
+            )
+        for ident in inboxes:
+            if ident in self._requests:
+                out.write(sse.encode(messages.error(-32603, text, ident)))
         out.finish()
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[_Inbox]:
+    def listening(self, exchange: Exchange) -> Iterator[_Inbox]:
         """The session's GET stream; there is one at a time."""
         if self._listener is not None:
             raise CoveError("conflict", "Conflict: Only one SSE stream is allowed per session")
-        inbox = self._listener = _Inbox()
+        inbox = self._listener = _Inbox(exchange)
         while self._waiting:
             inbox.put(self._waiting.popleft())
         try:
@@ -289,12 +337,33 @@ class _Bridge:
             self._listener = None
 
     def close(self) -> None:
-        """End the session."""
-        if self._session is not None:
-            self._call.gateway.affinity.end(self._session)
+        """End the session. Idempotent."""
+        self._affinity.end(self._session)
 
     def _ended(self) -> None:
         for inbox in [*self._requests.values(), *([self._listener] if self._listener else [])]:
             inbox.close()
-        if self._response is not None:
-            self._response.lost("the session has ended")
+        self._response.lost("the session has ended")
+
+
+async def _hear(call: Call, instance: Instance, opened: asyncio.Future[_Bridge]) -> None:
+    """Take the server's events to their session, until the stream or the session ends."""
+    bridge: _Bridge | None = None
+    try:
+        async with (
+            asyncio.timeout(call.route.timeout + call.route.lifetime),
+            open_stream(call, instance) as (response, remote, events),
+        ):
+            bridge = _Bridge(call, instance, response, remote)
+            opened.set_result(bridge)
+            async for event in events:
+                if event.data:
+                    bridge.hear(event.data)
+    except (CoveError, AnsweredError, OSError) as error:
+        if not opened.done():
+            opened.set_exception(error)
+    finally:
+        if not opened.done():
+            opened.set_exception(ConnectionError("its stream could not be opened"))
+        if bridge is not None:
+            bridge.close()

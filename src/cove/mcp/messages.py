@@ -30,6 +30,26 @@ def answer_id(message: dict[str, Any]) -> RequestId | None:
     return ident if answers and isinstance(ident, str | int) else None
 
 
+def cancelled_id(message: dict[str, Any]) -> RequestId | None:
+    """The id of the request that a `notifications/cancelled` takes back, else None."""
+    params = message.get("params")
+    if message.get("method") != "notifications/cancelled" or not isinstance(params, dict):
+        return None
+    ident = params.get("requestId")
+    return ident if isinstance(ident, str | int) else None
+
+
+def progress_token(message: dict[str, Any]) -> RequestId | None:
+    """What a request's progress is to be reported under, or what a report of it is under."""
+    params = message.get("params")
+    if not isinstance(params, dict):
+        return None
+    if message.get("method") != "notifications/progress":
+        params = params.get("_meta")
+    token = params.get("progressToken") if isinstance(params, dict) else None
+    return token if isinstance(token, str | int) else None
+
+
 def is_initialize(body: bytes) -> bool:
     """Whether a body is the `initialize` request that opens a legacy session."""
     if b'"initialize"' not in body:

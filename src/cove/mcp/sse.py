@@ -78,3 +78,12 @@ def encode(data: bytes, event: bytes = b"message") -> bytes:
     """One event as bytes. Line ends inside `data` become lines of their own."""
     lines = b"".join(b"data: " + line + b"\n" for line in data.split(b"\n"))
     return b"event: " + event + b"\n" + lines + b"\n"
+
+
+def retry(raw: bytes) -> float:
+    """The seconds that an event's `retry:` line asks to wait before the next try; 0 for none."""
+    for line in raw.splitlines():
+        name, _, value = line.partition(b":")
+        if name == b"retry" and value.strip().isdigit():
+            return int(value.strip()) / 1000
+    return 0.0
