@@ -41,6 +41,7 @@ while True:
     caller.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n%b" % (len(said), said))
     caller.close()
 """
+ONE_CALLER = SERVE.replace("listener.accept()", "listener.accept(); listener.close()")
 MUTE = """
 import time
 print("ready", flush=True)
@@ -277,6 +278,14 @@ async def test_a_program_that_ignores_its_port_is_found(
 ) -> None:
     running, _ = await programs.ready(programs.launch(ELSEWHERE % (address, family)))
     assert await ask(running) == {}
+
+
+async def test_a_program_that_closes_its_listener_with_the_first_caller_is_reached(
+    programs: Rig,
+) -> None:
+    for _ in range(5):
+        running, _ = await programs.ready(programs.launch(ONE_CALLER))
+        assert (await ask(running))["argv"]
 
 
 async def test_two_other_ports_are_one_too_many_to_guess(programs: Rig) -> None:

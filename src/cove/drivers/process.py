@@ -17,7 +17,7 @@ from cove.drivers.base import Exit, Launch, Usage
 from cove.drivers.exits import Orphans
 from cove.drivers.loopback import dial, here, only_other
 from cove.drivers.placeholders import filled
-from cove.drivers.procfs import Process, listeners, processes, socket_at, sockets_of
+from cove.drivers.procfs import Listener, Process, listeners, processes, socket_at, sockets_of
 from cove.drivers.whole import Starts
 from cove.errors import CoveError
 from cove.model import Isolation
@@ -39,41 +39,45 @@ class ProcessRunning:
         self.port = port
         self.scratch = scratch
         self._child = child
-        self._proofs: dict[int, tuple[str, int]] = {}
+        self._proof = ("", 0)
         self._watch = asyncio.ensure_future(self._until_gone())
 
     def __repr__(self) -> str:
         return f"<ProcessRunning {self.launch.id} pid {self.pid} port {self.port}>"
 
     async def connect(self) -> socket.socket:
-        made = await self._dial(self.port)
-        if made is None and (other := only_other(self.ports(), self.port)) is not None:
-            made = await self._dial(other)
+        port = self._meant()
+        made = await dial(here, port) if port is not None else None
         if made is None:
             raise ConnectionRefusedError(f"{self.launch.id} does not listen")
         return made
 
-    async def _dial(self, port: int) -> socket.socket | None:
-        # Anybody may listen on this port of the host: only the instance's own socket counts.
-        if self._child.returncode is not None or (HAS_PROC and not self._owns(port)):
-            return None
-        return await dial(here, port)
+    def _meant(self) -> int | None:
+        """The port to dial: only one on which the instance itself listens counts.
 
-    def _owns(self, port: int) -> bool:
-        """Whether one of its own processes listens there.
-
-        A descriptor that led to the listening socket once is looked at first: searching the
-        host's sockets takes milliseconds.
+        Anybody may listen on any port of the host, so this is asked before dialling: a program
+        may close its listener with the first caller. The descriptor that led to the listening
+        socket last time is looked at first, as searching the host's sockets takes milliseconds.
         """
-        path, inode = self._proofs.get(port, ("", 0))
+        if self._child.returncode is not None:
+            return None
+        if not HAS_PROC:
+            return self.port
+        path, inode = self._proof
         if path and socket_at(path) == inode:
-            return True
-        held = sockets_of(one.pid for one in self._own())
-        for listener in listeners():
-            if listener.port == port and listener.inode in held:
-                self._proofs[port] = (held[listener.inode], listener.inode)
-                return True
-        return False
+            return self.port
+        held, heard = self._listening()
+        for listener in heard:
+            if listener.port == self.port:
+                self._proof = (held[listener.inode], listener.inode)
+                return self.port
+        return only_other(sorted({listener.port for listener in heard}), self.port)
+
+    def _listening(self) -> tuple[dict[int, str], list[Listener]]:
+        """Its sockets as `sockets_of` gives them, and which of them listen."""
+        held = sockets_of(one.pid for one in self._session())
+        # Without a socket there is no need to search the host's.
+        return held, [one for one in listeners() if one.inode in held] if held else []
 
     async def stop(self, grace: float) -> Exit:
         if grace > 0 and self._child.returncode is None:
@@ -90,23 +94,28 @@ class ProcessRunning:
     def usage(self) -> Usage:
         if self.exited.done():
             return Usage(0.0, 0)
-        own = self._own()
+        own = self._session()
         return Usage(sum(one.cpu for one in own), sum(one.memory for one in own))
 
     def ports(self) -> list[int]:
         if self._child.returncode is not None:
             return []
-        inodes = sockets_of(one.pid for one in self._own())
-        return sorted({listener.port for listener in listeners() if listener.inode in inodes})
+        return sorted({listener.port for listener in self._listening()[1]})
 
-    def _own(self) -> list[Process]:
-        """Its session, its group, and those that left both but kept the HOME made for it."""
+    def _session(self) -> list[Process]:
+        """Those that stayed in its session or group."""
+        return [one for one in processes() if self._stayed(one) and one.state != "Z"]
+
+    def _all(self) -> list[Process]:
+        """Its session, and those that left it but kept the HOME made for it. Slower."""
         return [
             one
             for one in processes()
-            if one.state != "Z"
-            and (self.pid in (one.session, one.group) or _carries(one.pid, self.scratch))
+            if one.state != "Z" and (self._stayed(one) or _carries(one.pid, self.scratch))
         ]
+
+    def _stayed(self, one: Process) -> bool:
+        return self.pid in (one.session, one.group)
 
     def _signal_group(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -125,7 +134,7 @@ class ProcessRunning:
         """SIGKILL until nobody is left: a process may fork while it is being looked for."""
         self._signal_group(signal.SIGKILL)
         deadline = now() + BURIAL
-        while (left := self._own()) and now() < deadline:
+        while (left := self._all()) and now() < deadline:
             for one in left:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(one.pid, signal.SIGKILL)
