@@ -227,7 +227,14 @@ def budgets(results: dict[tuple[str, int], Round]) -> Sequence[Budget]:
         return []
     busy, single = CONNECTIONS[-1], CONNECTIONS[0]
     cove = max(results[name, busy].cpu for name in names)
-    slowest = min(results[name, busy].rps for name in names)
+    # judged at the number of connections that shows Cove worst: at one alone, load from elsewhere
+    # may have held the peer back and made a ratio look better than it is
+    share, slowest, theirs_there, there = min(
+        (mine / peer, mine, peer, connections)
+        for connections in CONNECTIONS[1:]
+        for mine in (min(results[name, connections].rps for name in names),)
+        for peer in (results["nginx", connections].rps,)
+    )
     nginx = results["nginx", busy]
     added = max(results[name, single].p50 for name in names) - results["bare backend", single].p50
     theirs = results["nginx", single].p50 - results["bare backend", single].p50
@@ -254,17 +261,17 @@ def budgets(results: dict[tuple[str, int], Round]) -> Sequence[Budget]:
             added <= 300,
         ),
         Budget(
-            f"requests a second through one core of gateway, {busy} connections",
+            f"requests a second through one core of gateway, {there} connections",
             "≥ 15,000",
             f"{slowest:,.0f}",
-            f"nginx {nginx.rps:,.0f}",
+            f"nginx {theirs_there:,.0f}",
             slowest >= 15_000,
         ),
         Budget(
             "the same as a share of nginx",
             "≥ 0.5x",
-            f"{slowest / nginx.rps:.2f}x",
+            f"{share:.2f}x",
             "nginx = 1",
-            slowest >= 0.5 * nginx.rps,
+            share >= 0.5,
         ),
     ]
