@@ -307,6 +307,9 @@ class Forward:
         self._connection = None
         if not self._left:
             self._left = True
+            exchange = self._exchange
+            # Without these the two hold each other, and only the collector would free them.
+            exchange.on_gone = exchange.on_deadline = exchange.on_pause = None
             self._gateway.leave(self._exchange, self._route, self._visit, self.status)
 
 

@@ -226,7 +226,7 @@ class Gateway:
         """Claim an instance, now or as soon as there is one, and forward."""
         if (exchange.length or exchange.received) > way.route.body:
             raise too_large(way.route)
-        visit = self.affinity.claim(exchange, way, self._loop.time())
+        visit = self.affinity.claim(exchange, way, exchange.started_at)
         Forward(self, exchange, way, visit).start()
 
     def leave(self, exchange: Exchange, route: Destination, visit: Visit, status: int) -> None:

@@ -165,12 +165,6 @@ class Connection(asyncio.Protocol):
 
     # httptools' callbacks
 
-    def on_message_begin(self) -> None:
-        self._url = b""
-        self._headers = []
-        self._length = None
-        self._in_head = True
-
     def on_url(self, url: bytes) -> None:
         self._url += url
 
@@ -214,6 +208,10 @@ class Connection(asyncio.Protocol):
         self._parsing.feed(data)
 
     def on_message_complete(self) -> None:
+        # Here and not at the next begin: a trailer must not become the next request's header.
+        self._url = b""
+        self._headers = []
+        self._length = None
         self._in_head = True
         self._parsing.feed_done()
 

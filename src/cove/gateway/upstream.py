@@ -235,6 +235,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._complete = self._to_eof = False
         self._in_head = True
         self._head_bytes = self._status = 0
+        self._headers, self._length = [], None
         if self._keep and self._request_done and not self._transport.is_closing():
             if self._bodyless:
                 self._parser = httptools.HttpResponseParser(self)
@@ -246,11 +247,6 @@ class UpstreamConnection(asyncio.Protocol):
 
     # httptools' callbacks
 
-    def on_message_begin(self) -> None:
-        self._headers = []
-        self._length = None
-        self._in_head = True
-
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
         if name == b"content-length":
@@ -261,7 +257,7 @@ class UpstreamConnection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         self._status = status = self._parser.get_status_code()
         if status < 200 and status != 101:
-            self._status = 0
+            self._status, self._headers, self._length = 0, [], None
             return
         self._in_head = False
         self._head_bytes = 0
