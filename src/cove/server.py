@@ -437,9 +437,19 @@ async def _keys(store: Store, data: Path) -> list[Key]:
 
 def _banner(options: Options, drivers: dict[Isolation, Driver], checks: list[Check]) -> None:
     tiers = ", ".join(f"{isolation} ({driver.name})" for isolation, driver in drivers.items())
-    log.info(
-        "cove is up", version=__version__, url=options.url, data=str(options.data), tiers=tiers
-    )
+    if options.json:
+        log.info(
+            "cove is up", version=__version__, url=options.url, data=str(options.data), tiers=tiers
+        )
+    else:
+        sys.stdout.write(
+            f"Cove {__version__} is up at {options.url}\n"
+            f"  data       {options.data}\n"
+            f"  isolation  {tiers}\n"
+            "  deploy     cove deploy server.py\n"
+            "  stop       Ctrl-C\n"
+        )
+        sys.stdout.flush()
     if "container" not in drivers:
         reasons = "; ".join(f"{check.name}: {check.detail}" for check in checks if not check.ok)
         log.warning(

@@ -172,4 +172,7 @@ def _present(words: str) -> list[str]:
 def _pyenv(environ: Mapping[str, str]) -> list[str]:
     """Where pyenv keeps Pythons: its shims on PATH answer for the chosen versions only."""
     root = Path(environ.get("PYENV_ROOT") or Path(environ.get("HOME") or Path.home()) / _PYENV)
-    return sorted((str(path) for path in root.glob("versions/3.*/bin")), reverse=True)
+    try:
+        return sorted((str(path) for path in root.glob("versions/3.*/bin")), reverse=True)
+    except OSError:
+        return []  # another user's
