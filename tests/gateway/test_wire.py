@@ -172,7 +172,8 @@ async def test_a_wish_for_h2c_is_passed_over(world: World) -> None:
 
 
 @bug(
-    "httptools ends a request at its head where an upgrade is wished for: its body is then read as the next request"
+    "httptools ends a request at its head where an upgrade is wished for: "
+    "its body is then read as the next request"
 )
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_a_wish_for_h2c_does_not_cost_the_body(world: World, chunked: bool) -> None:
@@ -227,7 +228,8 @@ REFUSED = {
     "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "both lengths, the other way round": "POST / HTTP/1.1\r\nHost: a\r\n"
     "Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n",
-    "two lengths": "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
+    "two lengths": "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n"
+    "Content-Length: 3\r\n\r\nabc",
     "a list of lengths": "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3, 3\r\n\r\nabc",
     "a negative length": "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -3\r\n\r\n",
     "a signed length": "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +3\r\n\r\nabc",

@@ -6,14 +6,19 @@ from collections.abc import Callable
 
 from cove.drivers.base import Exit, Running
 from cove.engine.output import Output
+from cove.errors import CoveError
 from cove.states import InstanceState, move
 
 
 class Instance:
-    """State and load of one instance. `slots` counts sessions, those being opened included."""
+    """State and load of one instance. `slots` counts sessions, those being opened included.
+
+    `failure` says why it did not start, `exit` how it ended.
+    """
 
     __slots__ = (
         "exit",
+        "failure",
         "id",
         "idle_since",
         "inflight",
@@ -38,6 +43,7 @@ class Instance:
         self.throttled = False
         self.running: Running | None = None
         self.exit: Exit | None = None
+        self.failure: CoveError | None = None
         self.output = Output()
         self.on_stopping: set[Callable[[], None]] = set()
 

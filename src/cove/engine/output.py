@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections import deque
 
 _LINES = 200
 _LINE_BYTES = 2000
+_READ = 65536
+_LAST_READS = 32  # a pipe holds a MiB at most, where nobody goes on writing
 
 
 class Output:
@@ -29,12 +32,15 @@ class Output:
     def _readable(self) -> None:
         assert self._read is not None
         try:
-            data = os.read(self._read, 65536)
+            data = os.read(self._read, _READ)
         except BlockingIOError:
             return
-        if not data:
+        if data:
+            self._take(data)
+        else:
             self.close()
-            return
+
+    def _take(self, data: bytes) -> None:
         *lines, self._rest = (self._rest + data).split(b"\n")
         self._rest = self._rest[-_LINE_BYTES:]
         self._lines.extend(line[:_LINE_BYTES].decode(errors="replace") for line in lines)
@@ -47,8 +53,14 @@ class Output:
         return [*self._lines, *rest][-count:]
 
     def close(self) -> None:
-        """Stop reading. What was read stays."""
-        if self._read is not None:
-            asyncio.get_running_loop().remove_reader(self._read)
-            os.close(self._read)
-            self._read = None
+        """Stop reading, after what the pipe still holds. What was read stays."""
+        if self._read is None:
+            return
+        read, self._read = self._read, None
+        asyncio.get_running_loop().remove_reader(read)
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(_LAST_READS):
+                if not (data := os.read(read, _READ)):
+                    break
+                self._take(data)
+        os.close(read)

@@ -108,21 +108,21 @@ class Pool:
         self._waiting[slot].append(future)
         self._wake(self)
         try:
-            async with asyncio.timeout(timeout):
-                return await future
-        except TimeoutError:
-            raise CoveError(
-                "overloaded",
-                f"no instance of {self.version.function} had room within {timeout:g} s",
-                hint="retry later, or raise scale.max or scale.concurrency in cove.toml",
-            ) from None
+            await asyncio.wait([future], timeout=timeout)
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled() and future.exception() is None:
+            if future.done() and future.exception() is None:
                 self._undo(future.result(), slot=slot)
             raise
         finally:
             if future in self._waiting[slot]:
                 self._waiting[slot].remove(future)
+        if future.done():
+            return future.result()
+        raise CoveError(
+            "overloaded",
+            f"no instance of {self.version.function} had room within {timeout:g} s",
+            hint="retry later, or raise scale.max or scale.concurrency in cove.toml",
+        )
 
     def _undo(self, instance: Instance, *, slot: bool) -> None:
         if slot:

@@ -119,7 +119,13 @@ class Sessions:
         return session
 
     def place(self, session: Session, instance: Instance) -> None:
-        """The session lives on `instance`, whose slot the caller has claimed."""
+        """The session lives on `instance`, whose slot the caller has claimed.
+
+        A session that has ended while it waited for its instance gives the slot back.
+        """
+        if session.state is SessionState.ENDED:
+            session.pool.free_slot(instance, session.last)
+            return
         session.instance = instance
         self._changed[session.id] = session
         session.gone = lambda: self.end(session, session.last)
@@ -128,7 +134,6 @@ class Sessions:
     def touch(self, session: Session, now: float) -> None:
         """Something was sent or answered: idle time begins anew."""
         session.last = now
-        self._changed[session.id] = session
 
     def end(self, session: Session, now: float) -> None:
         """End a session and give its slot back. Idempotent."""
@@ -159,6 +164,7 @@ class Sessions:
                 ended.append(session)
             else:
                 self._schedule(session, now)
+                self._changed[session.id] = session  # `last` reaches the store from time to time
         return ended
 
     def _schedule(self, session: Session, now: float = 0.0) -> None:

@@ -124,15 +124,13 @@ class Supervisor:
             async with self._starts:
                 running = await self._launch(pool, instance)
                 await self._until_open(pool.version, instance, running)
-        except BaseException as error:
+        except Exception as error:
             await self._give_up(pool, instance)
-            if not isinstance(error, CoveError):
-                raise
-            log.warning("start failed", instance=instance.id, reason=error.message)
-            pool.retry_at = asyncio.get_running_loop().time() + _RETRY
-            if not pool.ready and not pool.starting:
-                pool.fail_waiting(_start_error(pool, instance, "start_failed", error))
+            self._start_failed(pool, instance, error)
             return
+        except BaseException:
+            await self._give_up(pool, instance)
+            raise
         finally:
             self._starting.pop(instance, None)
         loop = asyncio.get_running_loop()
@@ -144,12 +142,32 @@ class Supervisor:
             self._on_start(pool, loop.time() - begun)
         log.info("instance ready", instance=instance.id, ms=round((loop.time() - begun) * 1000))
 
+    def _start_failed(self, pool: Pool, instance: Instance, error: Exception) -> None:
+        if not isinstance(error, CoveError):
+            log.error("start failed", instance=instance.id, exc_info=error)
+            error = CoveError(
+                "start_failed", f"{pool.version.function} could not be started: {error}"
+            )
+        log.warning("start failed", instance=instance.id, reason=error.message)
+        instance.failure = error
+        pool.retry_at = asyncio.get_running_loop().time() + _RETRY
+        if not pool.ready and not pool.starting:
+            pool.fail_waiting(_start_error(pool, instance, "start_failed"))
+
     async def _launch(self, pool: Pool, instance: Instance) -> Running:
         version = pool.version
         plan = version.plan
+        driver = self._drivers.get(version.isolation)
+        if driver is None:
+            raise CoveError(
+                "start_failed",
+                f"{version.function}:{version.number} runs with isolation = "
+                f"{version.isolation!r}, which this Cove has not",
+                hint="`cove doctor` says what is missing; or deploy it again for what there is",
+            )
         output = instance.output.open()
         try:
-            running = await self._drivers[version.isolation].start(
+            running = await driver.start(
                 Launch(
                     id=instance.id,
                     function=version.function,
@@ -178,7 +196,8 @@ class Supervisor:
                 while not running.exited.done():
                     try:
                         (await running.connect()).close()
-                        return
+                        if not running.exited.done():
+                            return
                     except OSError:
                         with contextlib.suppress(TimeoutError):
                             await asyncio.wait_for(asyncio.shield(running.exited), pause)
@@ -256,12 +275,13 @@ class Supervisor:
             await asyncio.wait(self._tasks)
 
     async def _stop_all(self, pools: list[Pool]) -> None:
-        ends: list[asyncio.Future[Exit]] = []
+        ends: list[asyncio.Future[Exit] | asyncio.Task[None]] = []
         for pool in pools:
             for instance in pool.instances:
                 self.stop(pool, instance)
                 if instance.running is not None:
                     ends.append(instance.running.exited)
+            ends += [task for instance, task in self._starting.items() if instance in pool.starting]
         if ends:
             await asyncio.wait(ends, timeout=_STOP_GRACE + 10)
 
@@ -286,10 +306,8 @@ def _throttle(instance: Instance) -> None:
         instance.running.throttle()
 
 
-def _start_error(
-    pool: Pool, instance: Instance, code: str, cause: CoveError | None = None
-) -> CoveError:
-    version = pool.version
+def _start_error(pool: Pool, instance: Instance, code: str) -> CoveError:
+    version, cause = pool.version, instance.failure
     if cause is not None:
         return CoveError(code, cause.message, hint=cause.hint, lines=cause.lines)
     how = f": {instance.exit}" if instance.exit is not None else ""

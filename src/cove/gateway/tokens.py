@@ -24,8 +24,7 @@ class Signer:
     def seal(self, purpose: str, *fields: str) -> str:
         """A token of these fields. None may hold NUL."""
         payload = "\0".join(fields).encode()
-        token = urlsafe_b64encode(self._mac(purpose, payload) + payload)
-        return token.rstrip(b"=").decode()
+        return _encode(self._mac(purpose, payload) + payload)
 
     def open(self, purpose: str, token: str) -> tuple[str, ...] | None:
         """The fields of a token made for `purpose`; None for anything else."""
@@ -36,6 +35,10 @@ class Signer:
             payload = raw[_MAC:].decode()
         except (Base64Error, ValueError):
             return None
+        # The decoder skips what it does not know, and bits beyond the last byte: a token that
+        # opened under several spellings would be several sessions.
+        if _encode(raw) != token:
+            return None
         if not hmac.compare_digest(raw[:_MAC], self._mac(purpose, raw[_MAC:])):
             return None
         return tuple(payload.split("\0"))
@@ -44,3 +47,7 @@ class Signer:
         return blake2b(
             payload, digest_size=_MAC, key=self._secret, person=purpose.encode()[:16]
         ).digest()
+
+
+def _encode(raw: bytes) -> str:
+    return urlsafe_b64encode(raw).rstrip(b"=").decode()

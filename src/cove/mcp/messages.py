@@ -10,7 +10,10 @@ RequestId = str | int
 
 def parse(body: bytes) -> list[dict[str, Any]]:
     """The messages of a body: one, or a batch. `ValueError` where it is not JSON-RPC."""
-    value = json.loads(body)
+    try:
+        value = json.loads(body)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     items = value if isinstance(value, list) else [value]
     if not items or not all(isinstance(item, dict) for item in items):
         raise ValueError("not a JSON-RPC message")
@@ -70,4 +73,7 @@ def error(code: int, message: str, ident: RequestId | None = None, data: Any = N
 
 def dump(message: dict[str, Any]) -> bytes:
     """Compact JSON, one line."""
-    return json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode()
+    try:
+        return json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half a surrogate pair: JSON can escape it, UTF-8 cannot say it
+        return json.dumps(message, separators=(",", ":")).encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,39 +25,43 @@ class Event:
         return not self.data
 
 
-class EventTooLargeError(Exception):
-    """An event grew past the parser's bound before it ended."""
+class EventTooLargeError(ConnectionError):
+    """An event grew past the parser's bound before it ended: its stream is given up."""
 
 
 class EventParser:
-    """Cuts a byte stream into events, however it was split. Comments come out as empty events."""
+    """Cuts a byte stream into events, however it was split. Comments come out as empty events.
+
+    Lines end with CR, LF or both. A CR that is the last of what has come ends its line at
+    once: nobody waits for the LF that may belong to it.
+    """
 
     def __init__(self, limit: int = 16 * 1024 * 1024) -> None:
-        self._buffer = b""
+        self._buffer = bytearray()
+        self._searched = 0
+        self._after_cr = False
         self._limit = limit
 
     def feed(self, data: bytes) -> Iterator[Event]:
         """The events that `data` completes. Raises `EventTooLargeError` past the bound."""
-        buffer = self._buffer + data
-        while True:
-            end, skip = _boundary(buffer)
-            if end < 0:
-                break
-            block, buffer = buffer[: end + skip], buffer[end + skip :]
+        if self._after_cr and data:
+            self._after_cr = False
+            data = data.removeprefix(b"\n")
+        buffer = self._buffer
+        buffer += data
+        while (found := _EMPTY_LINE.search(buffer, self._searched)) is not None:
+            block = bytes(buffer[: found.end()])
+            del found  # it holds the buffer, which could not shrink
+            del buffer[: len(block)]
+            self._searched = 0
+            self._after_cr = not buffer and block.endswith(b"\r")
             yield _parse(block)
-        self._buffer = buffer
+        self._searched = max(0, len(buffer) - 2)
         if len(buffer) > self._limit:
-            raise EventTooLargeError
+            raise EventTooLargeError(f"an event of more than {self._limit} bytes")
 
 
-def _boundary(buffer: bytes) -> tuple[int, int]:
-    """Where the first empty line begins and how long its line ends are; (-1, 0) for none."""
-    best, skip = -1, 0
-    for mark in (b"\n\n", b"\r\n\r\n", b"\r\r"):
-        at = buffer.find(mark)
-        if at >= 0 and (best < 0 or at < best):
-            best, skip = at, len(mark)
-    return best, skip
+_EMPTY_LINE = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 
 
 def _parse(block: bytes) -> Event:
