@@ -8,30 +8,26 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import fcntl
 import gc
 import hashlib
-import ipaddress
 import json
 import os
 import secrets
 import signal
 import socket
-import string
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import structlog
-import uvicorn
 import uvloop
 
-from cove import __version__, clock, runtimes
+from cove import __version__, runtimes
 from cove.api.app import create_app
+from cove.api.serving import serving
 from cove.config import OperatorConfig, read_operator
 from cove.drivers import probe
 from cove.drivers.base import Check, Driver
@@ -40,20 +36,22 @@ from cove.drivers.process import ProcessDriver
 from cove.engine.control import Addresses, EngineControl
 from cove.engine.functions import Functions
 from cove.engine.instance import Instance
+from cove.engine.keys import project_keys
 from cove.engine.pool import Pool
 from cove.engine.sessions import Sessions
 from cove.engine.supervisor import Supervisor
 from cove.errors import CoveError
 from cove.gateway.affinity import Affinity
 from cove.gateway.gateway import Gateway
+from cove.gateway.listener import BACKLOG, is_loopback, listen
 from cove.gateway.policy import Policy
 from cove.gateway.probe import look
 from cove.gateway.routes import Route, RouteTable
 from cove.gateway.tokens import Signer
 from cove.gateway.upstream import Upstream
 from cove.metrics import Metrics
-from cove.model import Isolation, Key
-from cove.paths import KEY, URL, default_data
+from cove.model import Isolation
+from cove.paths import KEY, URL, default_data, hold
 from cove.runtimes.layers import Layers
 from cove.states import InstanceState, SessionState
 from cove.store.base import Store
@@ -63,7 +61,6 @@ log = structlog.get_logger("cove.server")
 
 _FLUSH_SECONDS = 0.25
 _EXPIRE_SECONDS = 0.25
-_BACKLOG = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +77,7 @@ class Options:
 
     @property
     def loopback(self) -> bool:
-        if self.host == "localhost":
-            return True
-        with contextlib.suppress(ValueError):
-            return ipaddress.ip_address(self.host).is_loopback
-        return False
+        return is_loopback(self.host)
 
     @property
     def url(self) -> str:
@@ -143,8 +136,8 @@ async def _serve(options: Options) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
-        stack.enter_context(_own_data(options.data))
-        listener = _listen(options)
+        stack.enter_context(hold(options.data))
+        listener = listen(options.host, options.port)
         stack.callback(listener.close)
         options = replace(options, port=listener.getsockname()[1])  # port 0 asks for a free one
         drivers, checks = await _drivers(options)
@@ -167,7 +160,7 @@ async def _run(
     metrics = Metrics(lambda: _gauges(functions, sessions))
     routes = RouteTable(options.domain)
     policy = Policy(loopback=options.loopback, domain=options.domain)
-    policy.trust(await _keys(store, options.data))
+    policy.trust(await project_keys(store, options.data / KEY))
     signer = Signer(await store.secret("tokens", secrets.token_bytes(32)))
     supervisor = Supervisor(
         drivers,
@@ -209,7 +202,10 @@ async def _run(
         policy.subject,
         key_by_default=not options.loopback,
     )
-    async with _api(control, options) as api:
+    uploads = options.data / "uploads"
+    uploads.mkdir(mode=0o700, exist_ok=True)
+    async with serving(create_app(control, uploads=uploads)) as path:
+        api = Upstream(lambda: _dial(path))
         gateway = Gateway(
             routes=routes,
             policy=policy,
@@ -222,7 +218,7 @@ async def _run(
         stale = [replace(record, state=SessionState.ENDED) for record in await store.sessions()]
         await store.put_sessions(stale)
         server = await asyncio.get_running_loop().create_server(
-            gateway.accept, sock=listener, backlog=_BACKLOG
+            gateway.accept, sock=listener, backlog=BACKLOG
         )
         (options.data / URL).write_text(options.url + "\n")
         background = [
@@ -244,6 +240,7 @@ async def _run(
         gateway.draining = True
         server.close()
         await gateway.drain(options.drain)
+        api.close()
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
@@ -292,6 +289,13 @@ def _gauges(
     )
 
 
+async def _dial(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(sock, path)
+    return sock
+
+
 # The parts.
 
 
@@ -323,116 +327,6 @@ async def _doctor() -> list[dict[str, object]]:
     with tempfile.TemporaryDirectory(prefix="cove-doctor-") as folder:
         _, checks = await probe.probe(Path(folder))
     return [asdict(check) for check in [*probe.machine(), *checks]]
-
-
-@asynccontextmanager
-async def _api(control: EngineControl, options: Options) -> AsyncIterator[Upstream]:
-    """The control API on a unix socket of this process, and connections to it."""
-    uploads = options.data / "uploads"
-    uploads.mkdir(mode=0o700, exist_ok=True)
-    # A socket's path has a bound of 108 bytes that a data folder's need not keep.
-    with tempfile.TemporaryDirectory(prefix="cove-api-") as folder:
-        path = str(Path(folder) / "api.sock")
-        app = create_app(control, uploads=uploads)
-        config = uvicorn.Config(
-            app,
-            uds=path,
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=2,
-        )
-        server = _Quiet(config)
-        task = asyncio.create_task(server.serve())
-        while not server.started:
-            if task.done():
-                raise CoveError("internal", "the control API did not start")
-            await asyncio.sleep(0.005)
-
-        async def dial() -> socket.socket:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            sock.setblocking(False)
-            await asyncio.get_running_loop().sock_connect(sock, path)
-            return sock
-
-        upstream = Upstream(dial)
-        try:
-            yield upstream
-        finally:
-            await app.state.deploys.close()
-            upstream.close()
-            server.should_exit = True
-            await task
-
-
-class _Quiet(uvicorn.Server):
-    """uvicorn without its signal handlers: Cove's own decide when it ends."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-@contextlib.contextmanager
-def _own_data(data: Path) -> Iterator[None]:
-    """The data folder, made and held: one Cove at a time."""
-    try:
-        data.mkdir(parents=True, exist_ok=True, mode=0o755)
-        lock = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise CoveError(
-            "bad_config",
-            f"the data folder {data} cannot be used: {error.strerror}",
-            hint="choose another with --data or COVE_DATA",
-        ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise CoveError(
-            "conflict",
-            f"another Cove runs on the data folder {data}",
-            hint="stop it, or choose another folder with --data",
-        ) from error
-    try:
-        yield
-    finally:
-        os.close(lock)
-
-
-def _listen(options: Options) -> socket.socket:
-    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((options.host, options.port))
-        sock.listen(_BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise CoveError(
-            "conflict",
-            f"cannot listen on {options.host}:{options.port}: {error.strerror}",
-            hint="another program has it? choose another address with --listen HOST:PORT",
-        ) from error
-    sock.setblocking(False)
-    return sock
-
-
-async def _keys(store: Store, data: Path) -> list[Key]:
-    """The project keys; the first start makes one and writes it to DATA/key."""
-    keys = list(await store.keys())
-    if not keys:
-        alphabet = string.ascii_letters + string.digits
-        secret = "cove_" + "".join(secrets.choice(alphabet) for _ in range(40))
-        path = data / KEY
-        path.unlink(missing_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secret + "\n")
-        digest = hashlib.sha256(secret.encode()).hexdigest()
-        key = Key(secrets.token_hex(8), "project", digest, clock.wall())
-        await store.add_key(key)
-        keys.append(key)
-    return keys
 
 
 def _banner(options: Options, drivers: dict[Isolation, Driver], checks: list[Check]) -> None:

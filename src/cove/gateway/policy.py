@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import sha256
 
 from cove.errors import CoveError
@@ -23,7 +24,7 @@ class Policy:
         self._hosts: dict[bytes, bool] = {}
         self._known: dict[bytes, tuple[str, bool]] = {}
 
-    def trust(self, keys: list[Key]) -> None:
+    def trust(self, keys: Sequence[Key]) -> None:
         """The project keys that are valid from now on."""
         self._keys = {key.sha256: key.subject for key in keys}
         self._known.clear()

@@ -1,0 +1,40 @@
+"""The listening socket, and what its address says of who may be calling."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+
+from cove.errors import CoveError
+
+BACKLOG = 2048
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening TCP socket; port 0 asks for a free one. `conflict` where it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio sets TCP_NODELAY only on sockets whose protocol says TCP.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise CoveError(
+            "conflict",
+            f"cannot listen on {host}:{port}: {error.strerror or error}",
+            hint="another program has it? choose another address with --listen HOST:PORT",
+        ) from error
+    sock.setblocking(False)
+    return sock
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this machine can reach an address."""
+    if host == "localhost":
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
