@@ -34,6 +34,7 @@ from cove.drivers.base import Check, Driver
 from cove.drivers.oci import OciDriver
 from cove.drivers.process import ProcessDriver
 from cove.engine.control import Addresses, EngineControl
+from cove.engine.datafolder import hold
 from cove.engine.functions import Functions
 from cove.engine.instance import Instance
 from cove.engine.keys import project_keys
@@ -51,7 +52,7 @@ from cove.gateway.tokens import Signer
 from cove.gateway.upstream import Upstream
 from cove.metrics import Metrics
 from cove.model import Isolation
-from cove.paths import KEY, URL, default_data, hold
+from cove.paths import KEY, URL, default_data
 from cove.runtimes.layers import Layers
 from cove.states import InstanceState, SessionState
 from cove.store.base import Store
