@@ -286,6 +286,7 @@ class World:
         self.pools: list[Pool] = []
         self._apps: dict[tuple[str, int], App] = {}
         self._clients: list[Client] = []
+        self._tight: asyncio.Server | None = None
 
     async def _app(
         self, launch: Launch, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -374,10 +375,13 @@ class World:
 
     async def small(self) -> Client:
         """A connection whose kernel buffers are small, so that stalling it stalls Cove."""
-        sock = socket.socket()
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * 1024)
-        sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
+        loop = asyncio.get_running_loop()
+        if self._tight is None:
+            listener = _small_socket(socket.SO_SNDBUF)  # what it accepts inherits this
+            listener.bind(("127.0.0.1", 0))
+            self._tight = await loop.create_server(self.gateway.accept, sock=listener)
+        sock = _small_socket(socket.SO_RCVBUF)
+        await loop.sock_connect(sock, self._tight.sockets[0].getsockname())
         client = Client(*await asyncio.open_connection(sock=sock, limit=64 * 1024))
         self._clients.append(client)
         return client
@@ -424,6 +428,8 @@ class World:
             for client in self._clients:
                 client.abort()
             server.close()
+            if self._tight is not None:
+                self._tight.close()
             await self.gateway.drain(0)
             for task in tasks:
                 task.cancel()
@@ -438,6 +444,13 @@ class World:
         while True:
             await asyncio.sleep(0.02)
             self.sessions.expire(asyncio.get_running_loop().time())
+
+
+def _small_socket(option: int) -> socket.socket:
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, option, 32 * 1024)
+    sock.setblocking(False)
+    return sock
 
 
 def resident() -> int:
