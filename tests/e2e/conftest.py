@@ -45,14 +45,12 @@ def installed(driver: str) -> Iterator[Installation]:
     folder = Path(tempfile.mkdtemp(prefix="cove-e2e-"))
     folder.chmod(0o755)
     cove = Installation(folder, driver)
-    temporary = {path.name for path in Path(tempfile.gettempdir()).glob("cove-api-*")}
     try:
         cove.start()
         yield cove
         assert cove.stop() == 0, "\n".join(cove.log[-30:])
         until(lambda: not left_behind(cove.data), f"nothing is left: {left_behind(cove.data)}", 5)
-        after = {path.name for path in Path(tempfile.gettempdir()).glob("cove-api-*")}
-        assert not after - temporary
+        assert list(cove.temporary.iterdir()) == []
         assert not [line for line in cove.log if "task failed" in line], "\n".join(cove.log)
     finally:
         if cove.process is not None and cove.process.poll() is None:

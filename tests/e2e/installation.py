@@ -64,6 +64,11 @@ class Installation:
         return self.folder / "data"
 
     @property
+    def temporary(self) -> Path:
+        """Where the server and its programs put what is temporary."""
+        return self.folder / "tmp"
+
+    @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
@@ -76,9 +81,11 @@ class Installation:
         kept = {n: os.environ[n] for n in ("PATH", "LANG", "HOME") if n in os.environ}
         kept |= {n: v for n, v in os.environ.items() if n.startswith(("UV_", "SSL_", "PIP_"))}
         kept |= {n: v for n, v in os.environ.items() if n.lower().endswith("_proxy")}
-        return {**kept, "COVE_DATA": str(self.data), "NO_PROXY": "127.0.0.1,localhost"}
+        own = {"COVE_DATA": str(self.data), "TMPDIR": str(self.temporary)}
+        return {**kept, **own, "NO_PROXY": "127.0.0.1,localhost"}
 
     def start(self) -> None:
+        self.temporary.mkdir(mode=0o755, exist_ok=True)
         self.process = subprocess.Popen(
             [*COVE, "up", "--listen", f"127.0.0.1:{self.port}", "--driver", self.driver],
             env=self.env,
