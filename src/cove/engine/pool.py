@@ -21,7 +21,8 @@ class Pool:
     `per_instance` is 1 every claim outside a session takes a slot for its duration, so that no
     request meets another's session.
 
-    `retry_at`: not before then does the loop's time see a start that nobody waits for.
+    `retry_at`: not before then does the loop's time see a start that nobody waits for;
+    `setbacks` counts what failed or ended by itself of late.
     `on_change`, shared by a function's pools, is told when an instance has become ready.
     """
 
@@ -34,6 +35,7 @@ class Pool:
         self.version = version
         self.live = False
         self.retry_at = 0.0
+        self.setbacks = 0
         self.ready: list[Instance] = []
         self.starting: list[Instance] = []
         self.draining: list[Instance] = []

@@ -24,7 +24,7 @@ log = structlog.get_logger("cove.supervisor")
 _PROBE_FIRST, _PROBE_MOST = 0.004, 0.05
 _THROTTLE_AFTER = 1.0
 _STOP_GRACE = 5.0
-_RETRY = 10.0
+_RETRY_FIRST, _RETRY_MOST = 0.5, 10.0
 _TICK = 0.25
 
 
@@ -59,11 +59,12 @@ class Supervisor:
             return
         now = asyncio.get_running_loop().time()
         spec = pool.version.spec
-        if now < pool.retry_at and not pool.waiting:
-            return  # nobody asks: a program that does not start is tried again in a while
         decision = decide(pool.demand(now), spec.scale, spec.session.per_instance, live=pool.live)
-        for _ in range(decision.start):
-            self._spawn(pool, "cold")
+        # Who waits for the only instance is answered by the start, even by its failure; others
+        # have a chance of room, and a program that does not stay up has its pause.
+        if now >= pool.retry_at or (pool.waiting and not pool.ready):
+            for _ in range(decision.start):
+                self._spawn(pool, "cold")
         stopping = set(decision.stop)
         for instance in [i for i in pool.ready if i.id in stopping]:
             self.stop(pool, instance)
@@ -150,7 +151,7 @@ class Supervisor:
             )
         log.warning("start failed", instance=instance.id, reason=error.message)
         instance.failure = error
-        pool.retry_at = asyncio.get_running_loop().time() + _RETRY
+        _set_back(pool, _RETRY_FIRST)
         if not pool.ready and not pool.starting:
             pool.fail_waiting(_start_error(pool, instance, "start_failed"))
 
@@ -246,6 +247,9 @@ class Supervisor:
             return  # _start notices, and says why
         if instance.state is InstanceState.READY:
             log.warning("instance ended by itself", instance=instance.id, reason=str(how))
+            if clock.wall() - instance.started_at > _RETRY_MOST:
+                pool.setbacks = 0
+            _set_back(pool, 0.0)
         self._gone(pool, instance)
         self.wake(pool)
 
@@ -298,6 +302,13 @@ class Supervisor:
 def new_id(version: Version) -> str:
     """An instance's id: readable, unique, fit for a cgroup's and a container's name."""
     return f"{version.function[:40]}-{version.number}-{secrets.token_hex(4)}"
+
+
+def _set_back(pool: Pool, first: float) -> None:
+    """A program does not stay up: what nobody waits for is tried again later each time."""
+    pause = min(_RETRY_MOST, _RETRY_FIRST * 2 ** (pool.setbacks - 1)) if pool.setbacks else first
+    pool.setbacks = min(pool.setbacks + 1, 10)
+    pool.retry_at = asyncio.get_running_loop().time() + pause
 
 
 def _throttle(instance: Instance) -> None:

@@ -1,0 +1,277 @@
+"""The supervisor: starts what is wanted, notices what ends, and says why what fails did."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from cove.drivers.base import Launch
+from cove.drivers.fake import FakeDriver, FakeRunning
+from cove.engine.instance import Instance
+from cove.engine.output import Output
+from cove.engine.pool import Pool
+from cove.engine.supervisor import Supervisor
+from cove.errors import CoveError
+from cove.model import Facts, FunctionSpec, Isolation, Limits, Plan, Scale, Version
+from cove.states import InstanceState, VersionState
+
+BOUND = 5.0
+
+
+def version(isolation: Isolation = "process", startup: float = 5.0, **scale: Any) -> Version:
+    spec = FunctionSpec("fn", limits=Limits(startup=startup), scale=Scale(**scale))
+    plan = Plan((), {}, "", None, None)
+    return Version("fn", 1, spec, plan, Facts(), isolation, "fake", VersionState.READY, 0.0)
+
+
+class Deaf(FakeDriver):
+    """Its programs run but open no port."""
+
+    async def start(self, launch: Launch) -> FakeRunning:
+        running = await super().start(launch)
+        assert running._server is not None
+        running._server.close()
+        os.write(launch.output, b"listening on the wrong port\n")
+        return running
+
+
+class Bench:
+    def __init__(self, driver: FakeDriver) -> None:
+        self.driver = driver
+        self.supervisor = Supervisor({"process": driver}, parallel_starts=2)
+        self.loop = asyncio.create_task(self.supervisor.run())
+
+    def pool(self, deployed: Version | None = None, *, live: bool = True) -> Pool:
+        pool = Pool(deployed or version(), self.supervisor.wake)
+        pool.live = live
+        if live:
+            self.supervisor.add(pool)
+        return pool
+
+    async def until(self, holds: Any) -> None:
+        async with asyncio.timeout(BOUND):
+            while not holds():
+                await asyncio.sleep(0.005)
+
+    async def close(self) -> None:
+        self.loop.cancel()
+        await self.supervisor.close()
+        await self.driver.close()
+
+
+@pytest.fixture
+def driver() -> FakeDriver:
+    return FakeDriver()
+
+
+@pytest.fixture
+async def bench(monkeypatch: pytest.MonkeyPatch, driver: FakeDriver) -> AsyncIterator[Bench]:
+    monkeypatch.setattr("cove.engine.supervisor._TICK", 0.01)
+    bench = Bench(driver)
+    yield bench
+    await bench.close()
+
+
+async def nothing(instance: Instance) -> None:
+    """A look that finds nothing wrong."""
+
+
+async def test_a_first_start_is_looked_at_and_kept(bench: Bench) -> None:
+    pool = bench.pool(live=False)
+    seen: list[InstanceState] = []
+
+    async def look(instance: Instance) -> None:
+        seen.append(instance.state)
+        assert instance.inflight == 1
+
+    await bench.supervisor.first(pool, look)
+    assert seen == [InstanceState.READY]
+    assert [instance.inflight for instance in pool.ready] == [0]
+
+
+async def test_a_first_start_that_fails_says_why(bench: Bench) -> None:
+    bench.driver.fail_start = CoveError("start_failed", "no such file", hint="look", lines=["a"])
+    pool = bench.pool(live=False)
+    with pytest.raises(CoveError, match="no such file") as caught:
+        await bench.supervisor.first(pool, nothing)
+    error = caught.value
+    assert (error.code, error.hint, error.lines) == ("deploy_failed", "look", ("a",))
+    assert pool.instances == []
+
+
+@pytest.mark.parametrize("driver", [Deaf()])
+async def test_a_program_that_opens_no_port_is_told_so_in_its_own_words(bench: Bench) -> None:
+    pool = bench.pool(version(startup=0.1), live=False)
+    with pytest.raises(CoveError, match=r"opened no port within 0\.1 s") as caught:
+        await bench.supervisor.first(pool, nothing)
+    assert "$PORT" in caught.value.hint
+    assert caught.value.lines == ("listening on the wrong port",)
+    assert bench.driver.running == {}
+
+
+async def test_a_look_that_fails_has_the_programs_lines(bench: Bench) -> None:
+    async def look(instance: Instance) -> None:
+        write = instance.output.open()
+        os.write(write, b"what is this\n")
+        os.close(write)
+        raise CoveError("deploy_failed", "speaks no MCP")
+
+    pool = bench.pool(live=False)
+    with pytest.raises(CoveError) as caught:
+        await bench.supervisor.first(pool, look)
+    assert caught.value.lines == ("what is this",)
+
+
+async def test_a_cancelled_first_start_leaves_nothing(bench: Bench) -> None:
+    bench.driver.start_delay = 0.1
+    pool = bench.pool(live=False)
+    task = asyncio.create_task(bench.supervisor.first(pool, nothing))
+    await bench.until(lambda: pool.starting)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await bench.until(lambda: not pool.instances and not bench.driver.running)
+
+
+async def test_a_tier_that_is_not_there_is_said_to_who_waits(bench: Bench) -> None:
+    pool = bench.pool(version("container"))
+    with pytest.raises(CoveError, match="isolation = 'container'") as caught:
+        await pool.wait(slot=False, timeout=BOUND)
+    assert caught.value.code == "start_failed"
+
+
+async def test_a_failing_minimum_is_not_retried_in_a_loop(bench: Bench) -> None:
+    tries = 0
+    start = bench.driver.start
+
+    async def count(launch: Launch) -> FakeRunning:
+        nonlocal tries
+        tries += 1
+        return await start(launch)
+
+    bench.driver.start = count  # type: ignore[method-assign]
+    bench.driver.fail_start = CoveError("start_failed", "never")
+    bench.pool(version(min=1))
+    await asyncio.sleep(0.2)
+    assert tries == 1
+
+
+async def test_a_minimum_that_ends_at_once_is_not_restarted_in_a_loop(bench: Bench) -> None:
+    start = bench.driver.start
+
+    async def brief(launch: Launch) -> FakeRunning:
+        running = await start(launch)
+        asyncio.get_running_loop().call_later(0.01, running.crash, 1)
+        return running
+
+    bench.driver.start = brief  # type: ignore[method-assign]
+    bench.pool(version(min=1))
+    await asyncio.sleep(0.5)
+    assert 1 <= len(bench.driver.started) <= 10
+
+
+async def test_failing_starts_beside_a_busy_instance_are_not_retried_in_a_loop(
+    bench: Bench,
+) -> None:
+    pool = bench.pool(version(min=1, concurrency=1))
+    await bench.until(lambda: pool.ready)
+    assert pool.claim() is pool.ready[0]
+    tries = 0
+
+    async def fail(launch: Launch) -> FakeRunning:
+        nonlocal tries
+        tries += 1
+        raise CoveError("start_failed", "no room")
+
+    bench.driver.start = fail  # type: ignore[method-assign]
+    waits = asyncio.create_task(pool.wait(slot=False, timeout=BOUND))
+    await asyncio.sleep(0.2)
+    assert tries == 1
+    pool.release(pool.ready[0], 1.0)
+    assert await waits is pool.ready[0]
+
+
+async def test_a_setback_does_not_keep_idle_instances(bench: Bench) -> None:
+    pool = bench.pool(version(idle=0.05))
+    await pool.wait(slot=False, timeout=BOUND)
+    pool.retry_at = asyncio.get_running_loop().time() + 60.0
+    pool.release(pool.ready[0], asyncio.get_running_loop().time())
+    await bench.until(lambda: not bench.driver.running)
+
+
+async def test_removing_a_pool_ends_what_runs_and_what_starts(bench: Bench) -> None:
+    pool = bench.pool(version(min=1))
+    await bench.until(lambda: pool.ready)
+    bench.driver.start_delay = 0.1
+    waits = [asyncio.create_task(pool.wait(slot=True, timeout=BOUND)) for _ in range(30)]
+    await bench.until(lambda: pool.starting)
+    await bench.supervisor.remove(pool, CoveError("not_found", "removed"))
+    assert pool.instances == []
+    assert bench.driver.running == {}
+    ends = await asyncio.gather(*waits, return_exceptions=True)
+    assert all(isinstance(end, Instance | CoveError) for end in ends)
+
+
+async def test_closing_ends_everything_and_starts_nothing_more(bench: Bench) -> None:
+    pool = bench.pool(version(min=3))
+    await bench.until(lambda: len(pool.ready) == 3)
+    await bench.supervisor.close()
+    assert (pool.instances, bench.driver.running) == ([], {})
+    bench.supervisor.wake(pool)
+    assert pool.instances == []
+
+
+async def test_starts_at_one_time_are_bounded(bench: Bench) -> None:
+    under_way = most = 0
+    start = bench.driver.start
+
+    async def watched(launch: Launch) -> FakeRunning:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.01)
+        try:
+            return await start(launch)
+        finally:
+            under_way -= 1
+
+    bench.driver.start = watched  # type: ignore[method-assign]
+    pool = bench.pool(version(min=8))
+    await bench.until(lambda: len(pool.ready) == 8)
+    assert most == 2
+
+
+# What an instance prints.
+
+
+async def test_the_last_lines_are_kept() -> None:
+    output = Output()
+    write = output.open()
+    os.write(write, b"".join(b"line %d\n" % n for n in range(500)) + b"unfinished")
+    assert output.tail(3) == ["line 498", "line 499", "unfinished"]
+    os.close(write)
+    output.close()
+    assert len(output.tail(1000)) == 201
+
+
+async def test_what_a_program_said_last_is_not_lost_with_it() -> None:
+    output = Output()
+    write = output.open()
+    os.write(write, b"Traceback\nboom\n")
+    os.close(write)
+    output.close()
+    assert output.tail() == ["Traceback", "boom"]
+
+
+async def test_long_lines_and_odd_bytes_are_bounded() -> None:
+    output = Output()
+    write = output.open()
+    os.write(write, b"a" * 50_000 + b"\n\xff\xfe\n")
+    lines = output.tail()
+    assert (len(lines[0]), lines[1]) == (2000, "\ufffd\ufffd")
+    os.close(write)
+    output.close()
