@@ -10,6 +10,7 @@ import pytest
 
 from cove.drivers.base import Launch
 from cove.errors import CoveError
+from cove.model import Facts
 from gateway.world import (
     Asked,
     Gate,
@@ -551,3 +552,20 @@ async def test_a_session_that_ends_while_its_instance_starts_leaves_no_slot(worl
     await world.until(lambda: bool(world.pools[0].ready))
     await world.until(lambda: not world.sessions.of())
     assert world.one().slots == 0
+
+
+@bug("held streams go to the first instance, though per_instance = 1 gave it to a session")
+async def test_a_listening_stranger_is_not_sent_to_an_instance_of_its_own(world: World) -> None:
+    server = McpServer()
+    world.function(
+        serving(server), kind="mcp", session={"per_instance": 1}, facts=Facts(modern=True)
+    )
+    await initialize(world, ALICE)
+    listen = json.dumps(
+        {"jsonrpc": "2.0", "id": 9, "method": "subscriptions/listen", "params": {}}
+    ).encode()
+    modern = "MCP-Protocol-Version: 2026-07-28\r\nMcp-Method: subscriptions/listen\r\n"
+    client = await world.client()
+    client.write(post(listen, headers=BOB + modern))
+    await asyncio.sleep(0.1)
+    assert [asked.body for _, asked in server.seen] == [INIT]
