@@ -126,3 +126,49 @@ async def test_lengths_and_chunks_alternate(world: World) -> None:
         await asyncio.sleep(0.005 * (turn % 2))
         client.write(b"0\r\n\r\n")
         assert (await client.reply()).body == b"abc"
+
+
+CHUNKS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"
+
+
+async def test_answers_that_look_alike_are_framed_for_whom_they_are(world: World) -> None:
+    def handle(launch: Launch, asked: Asked) -> bytes:
+        return CHUNKS[: -len(b"2\r\nok\r\n0\r\n\r\n")] if asked.method == "HEAD" else CHUNKS
+
+    world.function(serving(handle), affinity="cookie:sid", scale={"max": 1})
+    planted = (await world.ask(request())).get("set-cookie") or ""
+    cookie = f"Cookie: {planted.split(';')[0]}\r\n"
+    for _ in range(3):
+        for version, headers, method in (
+            ("1.1", cookie, "GET"),
+            ("1.0", cookie, "GET"),
+            ("1.1", cookie + "Connection: close\r\n", "GET"),
+            ("1.1", cookie, "HEAD"),
+            ("1.1", "", "GET"),
+        ):
+            reply = await world.ask(
+                request(method, headers=headers, version=version), to_head=method == "HEAD"
+            )
+            closes = version == "1.0" or "close" in headers
+            assert reply.body == (b"" if method == "HEAD" else b"ok")
+            assert reply.get("connection") == ("close" if closes else None)
+            assert (reply.get("set-cookie") is None) == bool(headers)
+            if method == "GET":
+                chunked = "chunked" if version == "1.1" else None
+                assert reply.get("transfer-encoding") == chunked
+
+
+async def test_one_callers_session_id_is_never_shown_to_another(world: World) -> None:
+    def handle(launch: Launch, asked: Asked) -> bytes:
+        return answer(b"{}", headers="Mcp-Session-Id: always-the-same\r\n")
+
+    world.function(serving(handle), kind="mcp")
+    init = request("POST", "/fn/fn/mcp", b'{"jsonrpc":"2.0","id":1,"method":"initialize"}')
+    client = await world.client()
+    tokens = [(await client.ask(init)).get("mcp-session-id") for _ in range(2)]
+    alice = init.replace(b"Content", b"Authorization: Bearer alice\r\nContent")
+    tokens += [(await client.ask(alice)).get("mcp-session-id")]
+    assert None not in tokens
+    assert tokens[2] not in tokens[:2]
+    plain = request("POST", "/fn/fn/mcp", b'{"jsonrpc":"2.0","id":1,"method":"tools/list"}')
+    assert (await client.ask(plain)).get("mcp-session-id") is None
