@@ -5,16 +5,18 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from mcp import Client
 from mcp.client.sse import sse_client
 from mcp_types import CallToolResult, TextContent
 
 from e2e.installation import Installation
+from mcp import Client
 
 WAYS = ("modern", "legacy", "sse")
 
 
-def client(cove: Installation, name: str, way: str, **options: Any) -> AbstractAsyncContextManager[Client]:
+def client(
+    cove: Installation, name: str, way: str, **options: Any
+) -> AbstractAsyncContextManager[Client]:
     """A client of a function: auto-negotiating, legacy by Streamable HTTP, or HTTP+SSE."""
     if way == "sse":
         return Client(sse_client(cove.sse(name)), mode="legacy", **options)

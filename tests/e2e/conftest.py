@@ -51,7 +51,7 @@ def installed(driver: str) -> Iterator[Installation]:
         assert cove.stop() == 0, "\n".join(cove.log[-30:])
         until(lambda: not left_behind(cove.data), f"nothing is left: {left_behind(cove.data)}", 5)
         assert list(cove.temporary.iterdir()) == []
-        assert not [line for line in cove.log if "task failed" in line], "\n".join(cove.log)
+        assert not cove.says("task failed"), "\n".join(cove.log)
     finally:
         if cove.process is not None and cove.process.poll() is None:
             cove.process.kill()
@@ -68,7 +68,7 @@ def cove() -> Iterator[Installation]:
 @pytest.fixture(scope="session")
 def contained(cove: Installation) -> Installation:
     """The same, where that is containers."""
-    if not any("container" in line for line in cove.log if "tiers" in line):
+    if not cove.says("isolation", "container ("):
         pytest.skip("no OCI runtime works here")
     return cove
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -41,6 +42,11 @@ def until(seen: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
         time.sleep(0.05)
     return found
+
+
+async def until_async(seen: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
+    """The same from a coroutine, whose clients go on meanwhile."""
+    return await asyncio.to_thread(until, seen, what, seconds)
 
 
 def free_port() -> int:
@@ -86,22 +92,28 @@ class Installation:
 
     def start(self) -> None:
         self.temporary.mkdir(mode=0o755, exist_ok=True)
+        self.log.clear()
         self.process = subprocess.Popen(
             [*COVE, "up", "--listen", f"127.0.0.1:{self.port}", "--driver", self.driver],
             env=self.env,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
         )
         threading.Thread(target=self._read, daemon=True).start()
-        until(lambda: (self.data / "url").exists() or self.process.poll() is not None, "cove is up")
-        assert self.process.poll() is None, "\n".join(self.log)
+        process = self.process
+        until(lambda: self.says("is up") or process.poll() is not None, "cove is up")
+        assert process.poll() is None, "\n".join(self.log)
+
+    def says(self, *parts: str) -> bool:
+        """Whether a line of the server's log has all of these."""
+        return any(all(part in line for part in parts) for line in list(self.log))
 
     def _read(self) -> None:
         assert self.process is not None
-        assert self.process.stderr is not None
-        with self.process.stderr as lines:
+        assert self.process.stdout is not None
+        with self.process.stdout as lines:
             for line in lines:
                 self.log.append(line.rstrip())
 

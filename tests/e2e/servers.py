@@ -216,7 +216,7 @@ def alerts(state: str) -> str:
 
 '''
 
-LOW = '''
+LOW = """
 from mcp.server.lowlevel import Server
 import mcp_types as types
 
@@ -230,9 +230,9 @@ async def call(context, params):
 
 
 server = Server("low", on_list_tools=tools, on_call_tool=call)
-'''
+"""
 
-PROGRAM = '''
+PROGRAM = """
 import os
 from mcp.server import MCPServer
 
@@ -246,9 +246,9 @@ def mode() -> str:
 
 options = {"stateless": {"stateless_http": True}, "json": {"json_response": True}, "plain": {}}
 mcp.run("streamable-http", port=int(os.environ["PORT"]), **options[os.environ["MODE"]])
-'''
+"""
 
-WEB = '''
+WEB = """
 import os
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, Response
@@ -282,4 +282,4 @@ async def visit(request):
 
 app = Starlette(routes=[Route("/", home, name="home"), Route("/echo", echo, methods=["POST"]),
                         Route("/visit", visit), WebSocketRoute("/chat", chat)])
-'''
+"""

@@ -102,7 +102,9 @@ async def take(stream: httpx2.Response, count: int):  # type: ignore[no-untyped-
 
 async def test_a_web_app_serves_http_and_websockets(cove: Installation) -> None:
     toml = f'kind = "web"\n{SCALE}[session]\naffinity = "cookie:seat"\n'
-    cove.deploy("web", {"app.py": WEB, "requirements.txt": "starlette\nuvicorn\nwebsockets\n"}, toml)
+    cove.deploy(
+        "web", {"app.py": WEB, "requirements.txt": "starlette\nuvicorn\nwebsockets\n"}, toml
+    )
     cove.at_zero("web")
     base = f"{cove.url}/fn/web"
     async with httpx2.AsyncClient(timeout=PATIENCE) as http:

@@ -18,7 +18,7 @@ def test_every_command_answers_people_and_programs(shared: Installation) -> None
     assert "weather" in shared("list").out
 
     described = shared("describe", "weather", "--json").json
-    wanted = "name kind version urls isolation driver instances sessions".split()
+    wanted = ["name", "kind", "version", "urls", "isolation", "driver", "instances", "sessions"]
     assert described.keys() >= set(wanted)
     assert described["urls"]["mcp"] == shared.mcp("weather")
     assert shared.mcp("weather") in shared("describe", "weather").out
@@ -70,7 +70,8 @@ async def test_a_function_behind_a_key_is_shut_without_and_open_with_it(
     cove: Installation,
 ) -> None:
     source = EVERY.replace("return str(os.getpid())", "return repr(mcp_headers.get())").replace(
-        "counts = {}", "counts = {}\nimport contextvars\nmcp_headers = contextvars.ContextVar('h', default='')"
+        "counts = {}",
+        "counts = {}\nimport contextvars\nmcp_headers = contextvars.ContextVar('h', default='')",
     )
     cove.deploy("locked", {"server.py": source}, '[scale]\nidle = "1s"\n[auth]\nrequire = "key"\n')
     cove.at_zero("locked")

@@ -9,19 +9,23 @@ import time
 import pytest
 
 from e2e.clients import client, text
-from e2e.installation import COVE, PATIENCE, Installation, until
+from e2e.installation import COVE, PATIENCE, Installation, until, until_async
 from e2e.servers import EVERY, HAND
 
 HASTY = 'command = "python server.py"\n[limits]\nstartup = "1s"\n'
 FAILURES = {
     "raises": ({"server.py": EVERY + '\nraise RuntimeError("no barometer")\n'}, "", "no barometer"),
-    "syntax": ({"server.py": "def f(:\n"}, 'entry = "server:mcp"\n', "SyntaxError"),
+    "syntax": ({"server.py": "def f(:\n"}, 'entry = "server:mcp"\n', "invalid syntax"),
     "exits": (
         {"server.py": "import sys\nprint('out of ink', flush=True)\nsys.exit(3)\n"},
         HASTY,
         "out of ink",
     ),
-    "mute": ({"server.py": "import time\nprint('busy', flush=True)\ntime.sleep(60)\n"}, HASTY, "no port"),
+    "mute": (
+        {"server.py": "import time\nprint('busy', flush=True)\ntime.sleep(60)\n"},
+        HASTY,
+        "no port",
+    ),
     "no-mcp": (
         {
             "server.py": "import os\nfrom http.server import *\n"
@@ -31,9 +35,9 @@ FAILURES = {
         'command = "python server.py"\n',
         "speaks no MCP",
     ),
-    "key": ({"server.py": EVERY}, '[scale]\nmaxx = 3\n', "scale.max"),
+    "key": ({"server.py": EVERY}, "[scale]\nmaxx = 3\n", "scale.max"),
     "later": ({"server.py": EVERY}, '[egress]\nallow = "all"\n', "egress"),
-    "range": ({"server.py": EVERY}, '[limits]\ncpu = 0.01\n', "limits.cpu"),
+    "range": ({"server.py": EVERY}, "[limits]\ncpu = 0.01\n", "limits.cpu"),
     "package": (
         {"server.py": EVERY, "requirements.txt": "mcp\nno-such-package-of-ours-at-all==1\n"},
         "",
@@ -69,8 +73,9 @@ async def test_a_running_request_finishes_on_the_version_it_began_on(cove: Insta
     async with asyncio.timeout(2 * PATIENCE):
         async with client(cove, "moves", "modern") as mcp:
             slow = asyncio.create_task(mcp.call_tool("silent", {"seconds": 4.0}))
-            await asyncio.sleep(0)
-            until(lambda: any(i["requests"] for i in cove.instances("moves")), "it runs")
+            await until_async(
+                lambda: any(i["requests"] for i in cove.instances("moves")), "it runs"
+            )
             deploying = asyncio.create_task(
                 asyncio.to_thread(cove.deploy, "moves", {"server.py": new}, toml)
             )
