@@ -209,6 +209,7 @@ async def test_an_instance_that_crashes_while_starting_is_not_handed_out(world: 
         async def connect_and_die():  # type: ignore[no-untyped-def]
             sock = await connect()
             running.crash(3)
+            await asyncio.sleep(0.01)  # everybody hears of the end before the start goes on
             return sock
 
         running.connect = connect_and_die  # type: ignore[method-assign]
