@@ -11,6 +11,18 @@ import httpx2
 from e2e.installation import PATIENCE, Installation
 from e2e.servers import EVERY
 
+WHO = """
+from mcp.server import MCPServer
+from mcp.server.mcpserver import Context
+
+mcp = MCPServer("who")
+
+
+@mcp.tool()
+def who(ctx: Context) -> str:
+    return dict(ctx.headers or {}).get("authorization", "no authorization")
+"""
+
 
 def test_every_command_answers_people_and_programs(shared: Installation) -> None:
     listed = shared("list", "--json").json
@@ -69,11 +81,8 @@ async def test_the_control_api_needs_the_key_and_keeps_only_its_hash(cove: Insta
 async def test_a_function_behind_a_key_is_shut_without_and_open_with_it(
     cove: Installation,
 ) -> None:
-    source = EVERY.replace("return str(os.getpid())", "return repr(mcp_headers.get())").replace(
-        "counts = {}",
-        "counts = {}\nimport contextvars\nmcp_headers = contextvars.ContextVar('h', default='')",
-    )
-    cove.deploy("locked", {"server.py": source}, '[scale]\nidle = "1s"\n[auth]\nrequire = "key"\n')
+    toml = '[scale]\nidle = "1s"\n[auth]\nrequire = "key"\n'
+    cove.deploy("locked", {"server.py": WHO}, toml)
     cove.at_zero("locked")
     async with httpx2.AsyncClient(timeout=PATIENCE) as http:
         for path in ("mcp", "sse", "elsewhere"):
@@ -82,7 +91,7 @@ async def test_a_function_behind_a_key_is_shut_without_and_open_with_it(
             assert refused.headers["www-authenticate"].startswith("Bearer")
         assert (await http.get(cove.sse("locked"))).status_code == 401
     assert cove.instances("locked") == []
-    assert "hi" in cove("call", "locked", "echo", "text=hi").out
+    assert "no authorization" in cove("call", "locked", "who").out  # the key is Cove's own
     assert cove("connect", "locked").out.count("Bearer") == 1
 
 

@@ -26,18 +26,19 @@ async def test_a_running_call_is_answered_and_nothing_is_left(ending: Installati
     ending.deploy("hand", {"server.py": HAND}, 'command = "python server.py"\n')
     pids = [i["pid"] for name in ("every", "hand") for i in ending.instances(name)]
     assert pids
-    async with asyncio.timeout(2 * PATIENCE), httpx2.AsyncClient(timeout=PATIENCE) as http:
-        async with client(ending, "every", "modern") as mcp:
-            await mcp.list_tools()  # what the client needs to read the answer
-            call = asyncio.create_task(mcp.call_tool("silent", {"seconds": 3.0}))
-            held = asyncio.create_task(http.get(ending.mcp("hand"), headers={"accept": "*/*"}))
-            await until_async(
-                lambda: any(i["requests"] for i in ending.instances("every")), "it runs"
-            )
-            stopped = asyncio.create_task(asyncio.to_thread(ending.stop))
-            assert text(await call) == "done"
-            assert (await held).status_code == 200  # the stream had a proper end
-            assert await stopped == 0
+    async with (
+        asyncio.timeout(2 * PATIENCE),
+        httpx2.AsyncClient(timeout=PATIENCE) as http,
+        client(ending, "every", "modern") as mcp,
+    ):
+        await mcp.list_tools()  # what the client needs to read the answer
+        call = asyncio.create_task(mcp.call_tool("silent", {"seconds": 3.0}))
+        held = asyncio.create_task(http.get(ending.mcp("hand"), headers={"accept": "*/*"}))
+        await until_async(lambda: any(i["requests"] for i in ending.instances("every")), "it runs")
+        stopped = asyncio.create_task(asyncio.to_thread(ending.stop))
+        assert text(await call) == "done"
+        assert (await held).status_code == 200  # the stream had a proper end
+        assert await stopped == 0
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
     assert left_behind(ending.data) == []
     ending.start()
