@@ -70,7 +70,7 @@ def situations(draw: st.DrawFn) -> tuple[Demand, Scale, int, bool]:
     ready = draw(st.integers(0, 20))
     idle = draw(st.integers(0, ready))
     times = sorted(draw(st.lists(st.floats(0, 1e6), min_size=idle, max_size=idle)), reverse=True)
-    waiting = draw(st.integers(0, 200))
+    waiting = 0 if idle else draw(st.integers(0, 200))  # nobody waits beside an idle instance
     busy = draw(st.integers(ready - idle, 400)) if ready > idle else 0
     most = draw(st.integers(1, 25))
     return (

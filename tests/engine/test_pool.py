@@ -225,7 +225,7 @@ def test_a_pool_says_how_it_is() -> None:
     assert repr(instance) == "<Instance i1 ready [1 requests, 1 sessions]>"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.lists(
         st.sampled_from(
@@ -251,6 +251,7 @@ def test_after_any_story_nothing_is_claimed_and_nobody_waits(  # noqa: C901
         claims: list[Instance] = []
         slots: list[Instance] = []
         waits: list[asyncio.Task[None]] = []
+        begun: list[asyncio.Task[None]] = []
 
         def took(instance: Instance | None, slot: bool) -> None:
             if instance is not None:
@@ -270,6 +271,7 @@ def test_after_any_story_nothing_is_claimed_and_nobody_waits(  # noqa: C901
                 took(pool.claim(slot=what == "slot"), what == "slot")
             elif what in ("wait", "wait slot"):
                 waits.append(asyncio.create_task(wait(what == "wait slot")))
+                begun.append(waits[-1])
             elif what == "release" and claims:
                 pool.release(pick(claims), 1.0)
             elif what == "free" and slots:
@@ -291,7 +293,7 @@ def test_after_any_story_nothing_is_claimed_and_nobody_waits(  # noqa: C901
                 assert 0 <= instance.slots <= per_instance
         for task in waits:
             task.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)
+        await asyncio.gather(*begun, return_exceptions=True)
         for instance in claims:
             pool.release(instance, 1.0)
         for instance in slots:
