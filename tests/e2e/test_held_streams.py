@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx2
+import pytest
 from mcp.client.subscriptions import ToolsListChanged
 
 from e2e.clients import client, text
@@ -202,3 +203,14 @@ async def test_a_listen_request_that_is_none_is_refused_at_zero(shared: Installa
         legacy = await http.post(shared.mcp("every-sse"), json=listen)
         assert legacy.status_code == 400
     assert shared.instances("every") == []
+
+
+@pytest.mark.slow
+async def test_a_held_stream_gets_comments_at_an_even_pace(cove: Installation) -> None:
+    await asyncio.to_thread(cove.deploy, "paced", {"server.py": HAND}, TOML)
+    await at_zero(cove, "paced")
+    async with hand(cove, "paced") as call, get(call) as lines:
+        await lines.until(": keep-alive")
+        async with asyncio.timeout(17):
+            await lines.until(": keep-alive")
+        assert cove.instances("paced") == []
