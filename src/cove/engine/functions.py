@@ -180,16 +180,16 @@ class Functions:
         progress(f"starting {version.function}:{version.number}")
         try:
             facts = await self._first_start(pool)
+            version = await self._store.set_version(version, VersionState.READY, facts=facts)
+            await self._store.set_live(version.function, version.number)
         except BaseException as error:
             reason = error.message if isinstance(error, CoveError) else "cancelled"
             await self._supervisor.remove(pool, CoveError("start_failed", reason))
             entry.pools.pop(version.number, None)
-            entry.versions[version.number] = await self._store.set_version(
-                version, VersionState.FAILED, error=reason
-            )
+            if version.state is VersionState.STARTING:
+                version = await self._store.set_version(version, VersionState.FAILED, error=reason)
+            entry.versions[version.number] = version
             raise
-        version = await self._store.set_version(version, VersionState.READY, facts=facts)
-        await self._store.set_live(version.function, version.number)
         entry.versions[version.number] = pool.version = version
         old, entry.live = entry.live, version.number
         self._go_live(entry, pool)
@@ -207,7 +207,8 @@ class Functions:
         return facts[0]
 
     def _go_live(self, entry: Entry, pool: Pool) -> None:
-        entry.pools[pool.version.number] = pool
+        busy = {n: p for n, p in entry.pools.items() if p.live or p.instances or p.waiting}
+        entry.pools = {**busy, pool.version.number: pool}
         pool.live = True
         self._supervisor.add(pool)
         self._on_live(entry.name, pool)
