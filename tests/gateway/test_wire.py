@@ -194,6 +194,16 @@ async def test_a_wish_for_h2c_does_not_cost_the_body(world: World, chunked: bool
         assert (await client.reply()).json["path"] == "/next"
 
 
+@bug("Connection._upgraded feeds what follows by recursion")
+async def test_many_pipelined_wishes_for_h2c_are_passed_over(world: World) -> None:
+    client = await world.client()
+    count = 900
+    wish = "Connection: Upgrade\r\nUpgrade: h2c\r\n"
+    client.write(request(path="/healthz", headers=wish) * count)
+    for _ in range(count):
+        assert (await client.reply()).status == 200
+
+
 async def test_100_continue_is_said_before_the_body_is_sent(world: World) -> None:
     world.function()
     client = await world.client()
