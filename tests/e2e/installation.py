@@ -84,7 +84,7 @@ class Installation:
 
     @property
     def env(self) -> dict[str, str]:
-        kept = {n: os.environ[n] for n in ("PATH", "LANG", "HOME") if n in os.environ}
+        kept = {n: os.environ[n] for n in ("PATH", "LANG", "HOME", "PYTHONPATH") if n in os.environ}
         kept |= {n: v for n, v in os.environ.items() if n.startswith(("UV_", "SSL_", "PIP_"))}
         kept |= {n: v for n, v in os.environ.items() if n.lower().endswith("_proxy")}
         own = {"COVE_DATA": str(self.data), "TMPDIR": str(self.temporary)}

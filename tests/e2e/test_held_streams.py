@@ -44,12 +44,14 @@ class Lines:
 
     def __init__(self, response: httpx2.Response) -> None:
         self.seen: list[str] = []
+        self.all: list[str] = []
         self.more = asyncio.Event()
         self.task = asyncio.create_task(self._read(response))
 
     async def _read(self, response: httpx2.Response) -> None:
         async for line in response.aiter_lines():
             self.seen.append(line)
+            self.all.append(line)
             self.more.set()
 
     async def until(self, part: str) -> None:
@@ -182,6 +184,37 @@ async def test_a_listen_stream_is_acknowledged_at_zero_and_held(cove: Installati
             await asyncio.to_thread(cove, "rm", "listen", "--yes")
             async for _ in events:
                 pass  # to the graceful end: a lost subscription would raise
+
+
+async def test_a_held_listen_stream_is_acknowledged_once(shared: Installation) -> None:
+    await at_zero(shared, "every")
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientCapabilities": {},
+    }
+    params = {"notifications": {"toolsListChanged": True}, "_meta": meta}
+    body = {"jsonrpc": "2.0", "id": "me", "method": "subscriptions/listen", "params": params}
+    headers = {
+        "accept": "application/json, text/event-stream",
+        "mcp-protocol-version": "2026-07-28",
+        "mcp-method": "subscriptions/listen",
+    }
+    async with (
+        httpx2.AsyncClient(headers=headers, timeout=PATIENCE) as http,
+        http.stream("POST", shared.mcp("every"), json=body) as stream,
+        client(shared, "every", "modern") as mcp,
+    ):
+        lines = Lines(stream)
+        for _ in range(2):
+            while not any(CHANGED in line for line in lines.seen):
+                await mcp.call_tool("change")
+                await asyncio.sleep(0.1)
+            lines.seen.clear()
+            await at_zero(shared, "every")
+        lines.task.cancel()
+        acknowledged = [line for line in lines.all if "acknowledged" in line]
+        assert len(acknowledged) == 1
+        assert '"subscriptionId":"me"' in acknowledged[0].replace("io.modelcontextprotocol/", "")
 
 
 async def test_a_listen_request_that_is_none_is_refused_at_zero(shared: Installation) -> None:
