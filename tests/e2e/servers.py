@@ -170,12 +170,15 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         endpoint = os.environ["ENDPOINT"].replace("{port}", os.environ["PORT"]).replace("{id}", ident)
         self.wfile.write(f": hello\\r\\n\\r\\nevent: endpoint\\r\\ndata: {endpoint}\\r\\n\\r\\n".encode())
-        while True:
-            try:
-                data = mine.get(timeout=0.2)
-                self.wfile.write(b"event: message\\r\\ndata: " + data + b"\\r\\n\\r\\n")
-            except queue.Empty:
-                self.wfile.write(b": ping\\r\\n\\r\\n")
+        try:
+            while True:
+                try:
+                    data = mine.get(timeout=0.2)
+                    self.wfile.write(b"event: message\\r\\ndata: " + data + b"\\r\\n\\r\\n")
+                except queue.Empty:
+                    self.wfile.write(b": ping\\r\\n\\r\\n")
+        except OSError:
+            del sessions[ident]
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -192,7 +195,8 @@ class Handler(BaseHTTPRequestHandler):
         elif method == "tools/list":
             result = {"tools": [{"name": "path", "inputSchema": {"type": "object"}}]}
         elif method == "tools/call":
-            result = {"content": [{"type": "text", "text": self.path}]}
+            said = self.path if body["params"]["name"] == "path" else str(len(sessions))
+            result = {"content": [{"type": "text", "text": said}]}
         answer = {"jsonrpc": "2.0", "id": body["id"], "result": result}
         found[0].put(json.dumps(answer).encode())
 

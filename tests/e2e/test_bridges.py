@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import httpx2
@@ -11,7 +12,7 @@ from mcp_types import ElicitResult
 
 from e2e.clients import client, text
 from e2e.installation import PATIENCE, Installation
-from e2e.servers import EVERY
+from e2e.servers import EVERY, ODD
 
 LEGACY = [("every-sse", "legacy"), ("every", "sse"), ("every-sse", "sse"), ("every", "legacy")]
 INITIALIZE = {
@@ -162,3 +163,31 @@ async def test_a_client_that_posts_then_gets_arrives_at_either_url(
                 if line.startswith("data:"):
                     assert '"serverInfo"' in line
                     break
+
+
+async def test_a_session_that_is_deleted_is_closed_at_the_server_at_once(
+    cove: Installation,
+) -> None:
+    toml = (
+        'command = "python server.py"\ntransport = "sse"\n'
+        'env = { ENDPOINT = "/post/{id}" }\n[scale]\nidle = "1s"\n'
+    )
+    await asyncio.to_thread(cove.deploy, "closes", {"server.py": ODD}, toml)
+    await asyncio.to_thread(cove.at_zero, "closes")
+    url = cove.mcp("closes")
+    async with httpx2.AsyncClient(headers=ACCEPT, timeout=PATIENCE) as http:
+        opened = [await http.post(url, json=INITIALIZE) for _ in range(2)]
+        first, second = ({"mcp-session-id": o.headers["mcp-session-id"]} for o in opened)
+        count = {"jsonrpc": "2.0", "id": 3, "method": "tools/call", "params": {"name": "open"}}
+
+        async def streams() -> str:
+            answer = await http.post(url, json=count, headers=second)
+            assert answer.status_code == 200
+            return json.loads(answer.text.split("data: ")[-1])["result"]["content"][0]["text"]
+
+        assert await streams() == "2"
+        assert (await http.delete(url, headers=first)).status_code == 200
+        async with asyncio.timeout(5):
+            while await streams() != "1":
+                await asyncio.sleep(0.05)
+        assert (await http.delete(url, headers=second)).status_code == 200
