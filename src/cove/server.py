@@ -36,7 +36,6 @@ from cove.drivers.process import ProcessDriver
 from cove.engine.control import Addresses, EngineControl
 from cove.engine.datafolder import hold
 from cove.engine.functions import Functions
-from cove.engine.instance import Instance
 from cove.engine.keys import project_keys
 from cove.engine.pool import Pool
 from cove.engine.sessions import Sessions
@@ -54,7 +53,7 @@ from cove.metrics import Metrics
 from cove.model import Isolation
 from cove.paths import KEY, URL, default_data
 from cove.runtimes.layers import Layers
-from cove.states import InstanceState, SessionState
+from cove.states import SessionState
 from cove.store.base import Store
 from cove.store.sql import open_store
 
@@ -188,13 +187,6 @@ async def _run(
         on_live=on_live,
     )
 
-    def find(function: str, ident: str) -> tuple[Pool, Instance] | None:
-        for pool in functions.get(function).pools.values():
-            for instance in pool.ready:
-                if instance.id == ident and instance.state is InstanceState.READY:
-                    return pool, instance
-        return None
-
     control = EngineControl(
         functions,
         sessions,
@@ -210,7 +202,7 @@ async def _run(
         gateway = Gateway(
             routes=routes,
             policy=policy,
-            affinity=Affinity(sessions, signer, find),
+            affinity=Affinity(sessions, signer),
             metrics=metrics,
             api=api,
         )

@@ -17,7 +17,6 @@ from gateway.world import (
     Reply,
     World,
     answer,
-    bug,
     request,
     serving,
 )
@@ -157,7 +156,6 @@ async def test_a_session_of_another_function_is_not_found(world: World) -> None:
     assert refused(await world.ask(post(token=token).replace(b"/fn/fn/", b"/fn/other/")))
 
 
-@bug("Affinity.mcp_session enrols anew whatever token is signed, ended sessions included")
 async def test_delete_ends_a_session_and_gives_its_slot_back(world: World) -> None:
     server = McpServer()
     world.function(serving(server), kind="mcp")
@@ -182,7 +180,6 @@ async def test_a_server_that_keeps_its_session_keeps_it_here_too(world: World) -
     assert len(world.sessions.of()) == 1
 
 
-@bug("Affinity.mcp_session enrols anew whatever token is signed, ended sessions included")
 @pytest.mark.parametrize("bound", ["idle", "lifetime"])
 async def test_a_session_ends_after_its_time(world: World, bound: str) -> None:
     world.function(serving(McpServer()), kind="mcp", session={bound: 0.15})
@@ -412,7 +409,6 @@ async def test_a_forged_cookie_is_replaced(world: World) -> None:
     assert reply.get("set-cookie") is not None
 
 
-@bug("SimpleCookie gives up at the first cookie that it cannot parse")
 async def test_a_cookie_is_found_among_others_that_nobody_can_parse(world: World) -> None:
     world.function(affinity="cookie:sid", session={"per_instance": 1})
     first = await world.ask(request())
@@ -502,7 +498,6 @@ async def test_two_first_requests_of_one_moment_do_not_wait_for_each_other(world
         assert (await client.reply()).status == 200
 
 
-@bug("Affinity.arrive ends the session with the request that opens it")
 async def test_the_first_of_a_session_leaving_does_not_cost_the_others(world: World) -> None:
     world.function(affinity="header:x-session")
     world.driver.start_delay = 0.1
@@ -515,7 +510,6 @@ async def test_the_first_of_a_session_leaving_does_not_cost_the_others(world: Wo
     assert (await second.reply()).status == 200
 
 
-@bug("Affinity.arrive tells the others 429 instead of why")
 async def test_a_failed_start_is_said_to_everyone_who_waits_for_the_session(world: World) -> None:
     world.function(affinity="header:x-session")
     world.driver.start_delay = 0.05
@@ -554,7 +548,6 @@ async def test_a_session_that_ends_while_its_instance_starts_leaves_no_slot(worl
     assert world.one().slots == 0
 
 
-@bug("held streams go to the first instance, though per_instance = 1 gave it to a session")
 async def test_a_listening_stranger_is_not_sent_to_an_instance_of_its_own(world: World) -> None:
     server = McpServer()
     world.function(

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from cove.drivers.base import Launch
-from gateway.world import BOUND, Asked, Gate, World, answer, bug, receive, request, serving
+from gateway.world import BOUND, Asked, Gate, World, answer, receive, request, serving
 
 MODERN = "MCP-Protocol-Version: 2026-07-28\r\nMcp-Method: tools/call\r\n"
 BODY = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{}}'
@@ -82,7 +82,6 @@ async def test_a_legacy_client_that_leaves_has_not_cancelled(world: World) -> No
     assert world.counted() == {200: 1}
 
 
-@bug("a connection that is gone is checked no more: its request's deadline never comes")
 async def test_a_legacy_request_that_nobody_waits_for_still_ends_in_time(world: World) -> None:
     backend = Watched()
     world.function(backend, kind="mcp", limits={"timeout": 0.2})
@@ -141,7 +140,6 @@ async def test_a_request_is_not_run_twice(world: World) -> None:
     assert seen == 2
 
 
-@bug("Forward.lost does not try again what a kept connection lost before any answer")
 async def test_a_get_on_a_kept_connection_that_was_closed_is_asked_anew(world: World) -> None:
     async def app(
         launch: Launch, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

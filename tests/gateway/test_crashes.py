@@ -13,7 +13,7 @@ from cove import runtimes
 from cove.drivers.process import ProcessDriver
 from cove.engine.pool import Pool
 from cove.model import Plan
-from gateway.world import World, bug, request
+from gateway.world import World, request
 
 DIES = """
 import os, socket
@@ -41,7 +41,6 @@ async def pool(world: World, tmp_path: Path) -> AsyncIterator[Pool]:
     await driver.close()
 
 
-@bug("Forward.lost does not wait for the exit that explains the closed connection")
 async def test_a_program_that_ends_under_a_request_is_named_with_its_exit(
     world: World, pool: Pool
 ) -> None:
@@ -51,7 +50,6 @@ async def test_a_program_that_ends_under_a_request_is_named_with_its_exit(
     assert "exit code 7" in reply.json["error"]["message"]
 
 
-@bug("Forward._reach answers 502 for an instance whose end is not noticed yet")
 async def test_the_request_after_a_crash_is_served_by_a_new_instance(
     world: World, pool: Pool
 ) -> None:

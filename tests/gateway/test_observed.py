@@ -6,7 +6,7 @@ import asyncio
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.world import BOUND, Gate, World, bug, request, serving
+from gateway.world import BOUND, Gate, World, request, serving
 
 INIT = b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}'
 
@@ -102,7 +102,6 @@ async def test_draining_ends_in_time_whoever_still_talks(world: World) -> None:
     await world.until(world.idle)
 
 
-@bug("Connection.connection_made says no Retry-After any more")
 async def test_connections_are_bounded(world: World) -> None:
     world.gateway._most = 2
     first, second, third = [await world.client() for _ in range(3)]

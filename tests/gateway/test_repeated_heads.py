@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from cove.drivers.base import Launch
-from gateway.world import BEARER, Asked, World, answer, bug, request, serving
+from gateway.world import BEARER, Asked, World, answer, request, serving
 
 
 async def test_alike_requests_differ_in_what_is_their_own(world: World) -> None:
@@ -66,7 +66,6 @@ async def test_a_function_that_is_deployed_again_answers_anew(world: World) -> N
     assert (await client.ask(request())).status == 401
 
 
-@bug("Policy.trust does not make the decisions on earlier heads void")
 async def test_a_key_that_is_withdrawn_opens_nothing(world: World) -> None:
     world.function(auth="key")
     client = await world.client()

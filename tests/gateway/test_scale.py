@@ -9,7 +9,7 @@ import pytest
 
 from cove.drivers.base import Launch
 from cove.errors import CoveError
-from gateway.world import Asked, Gate, World, answer, bug, receive, request, serving
+from gateway.world import Asked, Gate, World, answer, receive, request, serving
 
 
 async def test_a_request_is_held_through_a_cold_start(world: World) -> None:
@@ -285,7 +285,6 @@ async def test_fifty_clients_at_once_are_all_served(world: World) -> None:
     assert world.counted() == {200: 500}
 
 
-@bug("Route.upstream makes an entry, and a listener, for an instance that has already stopped")
 async def test_a_stopped_instance_leaves_no_connections_kept(world: World) -> None:
     world.function()
     assert (await world.ask(request())).status == 200

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from cove.drivers.base import Launch
-from gateway.world import BOUND, Asked, Gate, World, answer, bug, receive, request, serving
+from gateway.world import BOUND, Asked, Gate, World, answer, receive, request, serving
 
 HTTP = "cove.gateway.http."
 
@@ -141,7 +141,6 @@ async def test_an_answer_that_breaks_off_is_never_taken_for_whole(
     await world.until(world.idle)
 
 
-@bug("Connection.abort ends a reply without length as its end does: with a FIN, not a reset")
 async def test_an_answer_that_breaks_off_is_reset_where_its_end_is_the_connections(
     world: World,
 ) -> None:
@@ -212,7 +211,6 @@ async def test_a_connection_in_use_is_not_idle(
     assert (await client.reply()).status == 200
 
 
-@bug("Connection.check counts the linger from the last write, not from when it was taken")
 async def test_a_slow_reader_gets_the_end_of_an_answer_that_closes(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,7 +229,6 @@ async def test_a_slow_reader_gets_the_end_of_an_answer_that_closes(
     assert (reply.status, len(got)) == (200, len(body))
 
 
-@bug("Forward bounds event streams by limits.timeout")
 async def test_requests_are_bounded_but_streams_are_not(world: World) -> None:
     async def app(
         launch: Launch, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -249,7 +246,6 @@ async def test_requests_are_bounded_but_streams_are_not(world: World) -> None:
     assert await client.chunk() == b"data: 2\n\n"
 
 
-@bug("a pipelined request's time begins while others are still served")
 async def test_a_pipelined_request_has_its_whole_time(world: World) -> None:
     async def handle(launch: Launch, asked: Asked) -> bytes:
         await asyncio.sleep(0.2)

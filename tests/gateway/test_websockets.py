@@ -10,7 +10,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import Server, ServerConnection, serve
 
 from cove.drivers.base import Launch
-from gateway.world import BOUND, World, answer, bug, receive, request
+from gateway.world import BOUND, World, answer, receive, request
 
 UPGRADE = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
 
@@ -204,7 +204,6 @@ async def test_an_upgrade_that_is_refused_is_an_answer_like_any_other(world: Wor
         assert (await client.ask(request())).body == b"yes"
 
 
-@bug("Forward opens a tunnel on every 101, asked for or not")
 async def test_an_upgrade_that_nobody_asked_for_opens_no_tunnel(world: World) -> None:
     async def app(
         launch: Launch, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

@@ -17,7 +17,6 @@ from gateway.world import (
     Reply,
     World,
     answer,
-    bug,
     receive,
     request,
     serving,
@@ -171,10 +170,6 @@ async def test_a_wish_for_h2c_is_passed_over(world: World) -> None:
         assert {"upgrade", "http2-settings"}.isdisjoint(reply.json["headers"])
 
 
-@bug(
-    "httptools ends a request at its head where an upgrade is wished for: "
-    "its body is then read as the next request"
-)
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_a_wish_for_h2c_does_not_cost_the_body(world: World, chunked: bool) -> None:
     world.function()
@@ -194,7 +189,6 @@ async def test_a_wish_for_h2c_does_not_cost_the_body(world: World, chunked: bool
         assert (await client.reply()).json["path"] == "/next"
 
 
-@bug("Connection._upgraded feeds what follows by recursion")
 async def test_many_pipelined_wishes_for_h2c_are_passed_over(world: World) -> None:
     client = await world.client()
     count = 900
@@ -216,7 +210,6 @@ async def test_100_continue_is_said_before_the_body_is_sent(world: World) -> Non
     assert "expect" not in reply.json["headers"]
 
 
-@bug("http.on_headers_complete says 100 at once, also for a pipelined request")
 async def test_100_continue_never_comes_between_the_bytes_of_another_reply(world: World) -> None:
     gate = Gate()
     world.function(serving(gate))
@@ -293,7 +286,7 @@ async def test_a_refused_request_reaches_no_instance(world: World) -> None:
 
 @pytest.mark.parametrize(
     "parts",
-    [pytest.param(1, marks=bug("http counts a head's bytes only while it is incomplete")), 20],
+    [1, 20],
 )
 async def test_a_header_block_over_64_kib_is_refused(world: World, parts: int) -> None:
     world.function()
@@ -339,7 +332,6 @@ async def test_a_body_over_the_bound_is_refused_before_it_is_sent(world: World) 
     assert world.driver.started == []
 
 
-@bug("http.on_headers_complete says 100 before the bound is looked at")
 async def test_a_refused_body_is_not_asked_for(world: World) -> None:
     world.function(limits={"body": 1000})
     client = await world.client()
@@ -365,7 +357,6 @@ async def test_a_chunked_body_over_the_bound_is_refused_as_it_grows(world: World
     await world.until(world.idle)
 
 
-@bug("Forward._send does not look at what was buffered")
 async def test_a_chunked_body_over_the_bound_is_refused_when_it_came_during_a_start(
     world: World,
 ) -> None:
@@ -400,7 +391,6 @@ async def test_a_body_of_exactly_the_bound_passes(world: World) -> None:
     assert len((await world.ask(request("POST", body=b"x" * 1000))).json["body"]) == 1000
 
 
-@bug("http._refuse answers in the place of the request before")
 async def test_a_malformed_request_waits_for_the_answers_before_it(world: World) -> None:
     gate = Gate()
     world.function(serving(gate))
@@ -412,7 +402,6 @@ async def test_a_malformed_request_waits_for_the_answers_before_it(world: World)
     await client.end()
 
 
-@bug("http._refuse does not tell the forward: its claim is never given back")
 async def test_a_body_that_turns_malformed_leaves_nothing_claimed(world: World) -> None:
     world.function()
     client = await world.client()
@@ -518,7 +507,6 @@ async def test_headers_meant_for_one_hop_are_not_sent_on(world: World) -> None:
     assert seen["x-kept"] == "1"
 
 
-@bug("request_head looks at the last Connection header only")
 async def test_every_connection_header_of_a_request_counts(world: World) -> None:
     world.function()
     hop = "Connection: X-One\r\nX-One: 1\r\nConnection: X-Two\r\nX-Two: 2\r\n"
@@ -526,7 +514,6 @@ async def test_every_connection_header_of_a_request_counts(world: World) -> None
     assert {"x-one", "x-two"}.isdisjoint(seen)
 
 
-@bug("Forward.head drops only what follows the Connection header")
 async def test_headers_meant_for_one_hop_do_not_come_back(world: World) -> None:
     hop = (
         "X-Before: 1\r\nConnection: keep-alive, X-Before, X-After\r\nX-After: 1\r\n"
@@ -550,7 +537,6 @@ async def test_repeated_headers_are_kept_in_order_both_ways(world: World) -> Non
     assert [v for k, v in reply.headers if k == "set-cookie"] == ["a=1", "b=2"]
 
 
-@bug("http.on_header takes trailers for headers")
 async def test_trailers_do_not_become_headers(world: World) -> None:
     world.function()
     world.driver.start_delay = 0.02
@@ -633,7 +619,6 @@ async def test_answers_to_head_have_no_body_and_keep_the_connection(world: World
     assert len(world.driver.started) == 1
 
 
-@bug("replies to HEAD carry a body, which the client reads as the next reply")
 @pytest.mark.parametrize("path", ["/healthz", "/metrics", "/nothing", "/fn/unknown/"])
 async def test_coves_own_answers_to_head_have_no_body(world: World, path: str) -> None:
     client = await world.client()
@@ -670,10 +655,7 @@ async def test_interim_answers_are_passed_over(world: World) -> None:
     [
         b"nonsense\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n",
-        pytest.param(
-            b"HTTP/1.1 200 OK\r\nX-A: " + b"a" * 100_000 + b"\r\nContent-Length: 0\r\n\r\n",
-            marks=bug("UpstreamConnection counts a head's bytes only while it is incomplete"),
-        ),
+        b"HTTP/1.1 200 OK\r\nX-A: " + b"a" * 100_000 + b"\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok",
     ],
 )
@@ -683,7 +665,6 @@ async def test_an_answer_that_is_not_http_is_a_bad_gateway(world: World, said: b
     assert (reply.status, reply.json["error"]["code"]) == (502, "bad_gateway")
 
 
-@bug("UpstreamConnection hands every answer of one read to the same sink")
 async def test_a_second_answer_that_nobody_asked_for_reaches_nobody(world: World) -> None:
     world.function(raw(answer(b"first") + answer(b"smuggled")))
     client = await world.client()

@@ -16,8 +16,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytest
-
 from cove.drivers.base import Launch
 from cove.drivers.fake import App, FakeDriver, echo
 from cove.engine.instance import Instance
@@ -45,18 +43,13 @@ from cove.model import (
     SessionPolicy,
     Version,
 )
-from cove.states import InstanceState, VersionState
+from cove.states import VersionState
 
 BOUND = 5.0
 """Seconds for anything that a test waits for."""
 
 SECRET = "cove_project_key"
 BEARER = f"Authorization: Bearer {SECRET}\r\n"
-
-
-def bug(reason: str) -> pytest.MarkDecorator:
-    """A guarantee that Cove does not keep yet: the test says so until it is kept."""
-    return pytest.mark.xfail(strict=True, reason=reason)
 
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -273,7 +266,7 @@ class World:
                 pool.version.function
             ).starts.observe(seconds),
         )
-        self.affinity = Affinity(self.sessions, self.signer, self._find)
+        self.affinity = Affinity(self.sessions, self.signer)
         self.gateway = Gateway(
             routes=self.routes,
             policy=self.policy,
@@ -295,17 +288,6 @@ class World:
 
     async def _no_api(self) -> socket.socket:
         raise ConnectionRefusedError("no control API in this test")
-
-    def _find(self, function: str, ident: str) -> tuple[Pool, Instance] | None:
-        for pool in self.pools:
-            for instance in pool.ready:
-                if (
-                    pool.version.function == function
-                    and instance.id == ident
-                    and instance.state is InstanceState.READY
-                ):
-                    return pool, instance
-        return None
 
     # What a test sets up.
 

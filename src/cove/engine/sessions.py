@@ -10,6 +10,7 @@ from collections.abc import Callable
 from cove import clock
 from cove.engine.instance import Instance
 from cove.engine.pool import Pool
+from cove.errors import CoveError
 from cove.model import SessionRecord
 from cove.states import InstanceState, SessionState, move
 
@@ -47,7 +48,7 @@ class Session:
         self.remote = b""
         self.attached: object = None
         self.instance: Instance | None = None
-        self.opened: asyncio.Future[None] | None = None
+        self.opened: asyncio.Future[CoveError | None] | None = None
         self.inflight = 0
         self.created = self.last = now
         self.created_at = clock.wall()

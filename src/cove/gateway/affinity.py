@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import Callable
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl
 
 from cove.engine.instance import Instance
@@ -27,25 +25,29 @@ from cove.states import SessionState
 
 _KEY = re.compile(r"[\x21-\x7e]{1,256}")
 
-FindInstance = Callable[[str, str], tuple[Pool, Instance] | None]
-"""A function's name and an instance's id to the instance, if it serves."""
+
+class SessionGoneError(Exception):
+    """A session ended before it had an instance: decide anew."""
 
 
 class Visit:
     """A request's stay on an instance, from claim to `leave`.
 
     `slot`: it holds a session's slot that no session owns yet. `opens`: it waits for the
-    instance of a new session. `learns`: its answer may open an MCP session. `remote`: the
-    session id to send on. `extra`: header lines for the reply.
+    instance of a new session. `claimed`: its instance counts it among its requests.
+    `learns`: its answer may open an MCP session. `remote`: the session id to send on.
+    `extra`: header lines for the reply; `told`: for the instance.
     """
 
     instance: Instance | None = None
     session: Session | None = None
     slot = False
     opens = False
+    claimed = True
     learns = False
     remote: bytes | None = None
     extra = b""
+    told = b""
 
     def __init__(self, route: Route, principal: str) -> None:
         self.route = route
@@ -99,12 +101,11 @@ class Way:
 
 
 class Affinity:
-    """Decides visits. `find` resolves instance ids of sessions this process did not open."""
+    """Decides visits, and mints the ids that sessions are found by."""
 
-    def __init__(self, sessions: Sessions, signer: Signer, find: FindInstance) -> None:
+    def __init__(self, sessions: Sessions, signer: Signer) -> None:
         self._sessions = sessions
         self.signer = signer
-        self._find = find
 
     def claim(self, exchange: Exchange, way: Way, now: float) -> Visit:
         """A visit; its `instance` is None where it has to wait (`arrive`).
@@ -149,26 +150,40 @@ class Affinity:
         return visit
 
     async def arrive(self, visit: Visit, timeout: float) -> None:
-        """Wait until the visit has its instance. Leaves nothing claimed if it fails."""
+        """Wait until the visit has its instance. Leaves nothing claimed if it fails.
+
+        `SessionGoneError` where the session that the visit waited for came to nothing.
+        """
         session = visit.session
         if session is None:
             visit.instance = await visit.pool.wait(slot=visit.slot, timeout=timeout)
-            return
-        assert session.opened is not None
-        if not visit.opens:  # another request opens the session
+        elif visit.opens:
+            await self._bring(visit, session, timeout)
+        else:  # another request opens the session
+            assert session.opened is not None
             await asyncio.wait([session.opened], timeout=timeout)
-            if session.instance is None or not visit.pool.claim_on(session.instance):
+            if session.opened.done() and (why := session.opened.result()) is not None:
+                raise why
+            if session.instance is None:
+                raise SessionGoneError
+            if not visit.pool.claim_on(session.instance):
                 raise _busy(visit)
             visit.instance = session.instance
-            return
+
+    async def _bring(self, visit: Visit, session: Session, timeout: float) -> None:
+        """Bring a new session to an instance, and tell those who wait for it how it went."""
+        assert session.opened is not None
+        why: CoveError | None = None
         try:
             visit.instance = await visit.pool.wait(slot=True, timeout=timeout)
             self._sessions.place(session, visit.instance)
-        except BaseException:
-            self._sessions.end(session, asyncio.get_running_loop().time())
+        except CoveError as error:
+            why = error
             raise
         finally:
-            session.opened.set_result(None)
+            if session.instance is None:
+                self._sessions.end(session, asyncio.get_running_loop().time())
+            session.opened.set_result(why)
 
     def leave(self, visit: Visit, now: float) -> None:
         """The end of a visit."""
@@ -181,7 +196,21 @@ class Affinity:
             if visit.slot:
                 visit.slot = False
                 visit.pool.free_slot(instance, now)
-            visit.pool.release(instance, now)
+            if visit.claimed:
+                visit.pool.release(instance, now)
+
+    def accompany(self, way: Way, now: float) -> Visit:
+        """A visit beside the claims of a session's full instance: it asks for nothing itself."""
+        visit = Visit(way.route, way.principal)
+        session = way.session
+        if session is None or session.instance is None:
+            raise unknown_session()
+        visit.session, visit.pool, visit.instance = session, session.pool, session.instance
+        visit.remote = session.remote
+        visit.claimed = False
+        session.inflight += 1
+        session.last = now
+        return visit
 
     def peek(self, exchange: Exchange, route: Route, principal: str) -> Session | None:
         """The session that a stream belongs to, without opening one."""
@@ -204,16 +233,9 @@ class Affinity:
     def mcp_session(self, route: Route, principal: str, token: str) -> Session:
         """The session of an id that Cove minted; `session_not_found` for anyone else's."""
         session = self._sessions.get(route.name, principal, token)
-        if session is not None:
-            return session
-        fields = self.signer.open("mcp-session", token)
-        if fields is not None and len(fields) == 4 and fields[:2] == (route.name, principal):
-            found = self._find(route.name, fields[2])
-            if found is not None:
-                pool, instance = found
-                instance.slots += 1
-                return self.enrol(pool, instance, principal, token, fields[3])
-        raise unknown_session()
+        if session is None:
+            raise unknown_session()
+        return session
 
     def learn(self, visit: Visit, remote: bytes) -> bytes:
         """An initialize was answered with a session id: the id to give the client instead."""
@@ -288,7 +310,7 @@ class Affinity:
             value = exchange.fields.get(policy.name.lower().encode(), b"").decode("latin-1")
             if not value:
                 value = secrets.token_hex(16)
-                visit.extra = f"{policy.name}: {value}".encode()
+                visit.extra = visit.told = f"{policy.name}: {value}".encode()
         elif policy.kind == "query":
             query = exchange.target.partition(b"?")[2].decode("latin-1")
             value = dict(parse_qsl(query)).get(policy.name, "")
@@ -310,15 +332,12 @@ class Affinity:
 
     def _cookie(self, exchange: Exchange, route: Route, principal: str, visit: Visit) -> str:
         name = route.affinity.name
-        try:
-            jar = SimpleCookie(exchange.fields.get(b"cookie", b"").decode("latin-1"))
-        except CookieError:
-            jar = SimpleCookie()
-        if name in jar:
-            value = jar[name].value
-            sealed = self.signer.open("cookie", value)
-            if sealed is not None and sealed[:2] == (route.name, principal):
-                return value
+        for cookie in exchange.fields.get(b"cookie", b"").decode("latin-1").split(";"):
+            found, _, value = cookie.strip().partition("=")
+            if found == name:
+                sealed = self.signer.open("cookie", value.strip('"'))
+                if sealed is not None and sealed[:2] == (route.name, principal):
+                    return value.strip('"')
         value = self.signer.seal("cookie", route.name, principal, secrets.token_hex(16))
         path = f"/fn/{route.name}" if exchange.target.startswith(b"/fn/") else "/"
         age = round(route.spec.session.lifetime)

@@ -105,6 +105,7 @@ class Exchange:
     def take_body(self, sink: BodySink) -> None:
         """Give the body, from here on, to `sink` as it arrives."""
         self._sink = sink
+        self._welcome()
         self.connection.resume()
 
     async def read_body(self, limit: int) -> bytes | None:
@@ -122,6 +123,16 @@ class Exchange:
             await self._waiter
             self.connection.resume()
         return self.take_buffered() if self.received <= limit else None
+
+    def put_back(self, body: bytes) -> None:
+        """Give a body that was read whole to whoever takes it next."""
+        self._body.append(body)
+        self.buffered = len(body)
+
+    def _welcome(self) -> None:
+        """Say that the body may come, where the client waits to be told."""
+        if self.head.expects and not self.body_done and not self.received:
+            self.connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def feed(self, data: bytes) -> None:
         """More of the body, from the parser."""
@@ -155,6 +166,13 @@ class Exchange:
         self.started = True
         if not self.gone and not self.finished:
             self.connection.write(data)
+
+    def answer(self, reply: bytes, *, keep_alive: bool = True) -> None:
+        """A whole reply of Cove's own; HEAD gets its head."""
+        if self.head.method == b"HEAD":
+            reply = reply[: reply.index(b"\r\n\r\n") + 4]
+        self.write(reply)
+        self.finish(keep_alive=keep_alive)
 
     def finish(self, *, keep_alive: bool = True) -> None:
         """The reply is complete; the connection goes on to the next request or closes."""

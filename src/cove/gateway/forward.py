@@ -6,10 +6,11 @@ No body is parsed and none is held beyond its bounds: whichever side is slow pau
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING
 
 from cove.errors import CoveError
-from cove.gateway.affinity import Visit, Way
+from cove.gateway.affinity import SessionGoneError, Visit, Way
 from cove.gateway.destination import HOP_BY_HOP, Destination
 from cove.gateway.exchange import Exchange
 from cove.gateway.head import Headers
@@ -18,13 +19,18 @@ from cove.gateway.replies import status_line
 from cove.gateway.tunnel import Tunnel
 from cove.gateway.upstream import UpstreamConnection
 from cove.mcp import messages
+from cove.states import InstanceState
 
 if TYPE_CHECKING:
     from cove.gateway.gateway import ControlWay, Gateway
 
 _FIRST_BODY = 256 * 1024
 
+_QUEUE_MARGIN = 1.0
+_EXIT_NOTICED = 0.25
 _NO_BODY = (204, 304)
+_SAFE = (b"GET", b"HEAD", b"OPTIONS")
+_NOT_SHOWN = HOP_BY_HOP | {b"x-request-id"}
 
 
 class Forward:
@@ -37,6 +43,7 @@ class Forward:
     _over = False
     _left = False
     _first: list[bytes] | None = None
+    _timer: asyncio.TimerHandle | None = None
 
     def __init__(
         self, gateway: Gateway, exchange: Exchange, way: Way | ControlWay, visit: Visit
@@ -53,31 +60,45 @@ class Forward:
         exchange = self._exchange
         exchange.on_gone = self._client_gone
         exchange.on_deadline = self._timed_out
-        exchange.deadline = exchange.started_at + self._route.timeout
-        upstream = self._visit.upstream
-        if upstream is not None:
-            connection = upstream.take()
-            if connection is not None:
-                self._send(connection)
-                return
-        self._task = asyncio.create_task(self._reach())
+        if self._visit.instance is None:
+            # the queue has a bound of its own, and words for it
+            exchange.deadline = exchange.started_at + self._route.timeout + _QUEUE_MARGIN
+        else:
+            exchange.deadline = exchange.started_at + self._route.timeout
+        connection = self._kept()
+        if connection is not None:
+            self._send(connection)
+        else:
+            self._begin(self._reach())
+
+    def _kept(self) -> UpstreamConnection | None:
+        try:
+            upstream = self._visit.upstream
+        except ConnectionRefusedError:
+            return None
+        return upstream.take() if upstream is not None else None
+
+    def _begin(self, work: Coroutine[None, None, None]) -> None:
+        self._task = asyncio.create_task(work)
         self._gateway.keep(self._task)
 
     async def _reach(self) -> None:
-        loop = asyncio.get_running_loop()
-        exchange = self._exchange
+        """Wait for an instance, and connect. What never reached one is tried on another."""
         try:
-            upstream = self._visit.upstream
-            if upstream is None:
-                await self._gateway.affinity.arrive(self._visit, self._route.timeout)
-                self._route.stats.queued.observe(loop.time() - exchange.started_at)
-                upstream = self._visit.upstream
-                assert upstream is not None
-            connection = await upstream.connect()
+            for last in (False, False, True):
+                try:
+                    await self._arrive()
+                    upstream = self._visit.upstream
+                    assert upstream is not None
+                    connection = await upstream.connect()
+                    break
+                except (OSError, TimeoutError, SessionGoneError) as error:
+                    ended = await self._ended()
+                    if last or not ended or not self._again():
+                        self._fail(self._unreachable(str(error) or type(error).__name__))
+                        return
         except CoveError as error:
             self._fail(error)
-        except (OSError, TimeoutError) as error:
-            self._fail(self._unreachable(str(error) or type(error).__name__))
         except asyncio.CancelledError:
             self._end()
             raise
@@ -87,12 +108,44 @@ class Forward:
             else:
                 self._send(connection)
 
+    async def _arrive(self) -> None:
+        if self._visit.instance is not None or self._visit.upstream is not None:
+            return
+        loop, exchange = asyncio.get_running_loop(), self._exchange
+        await self._gateway.affinity.arrive(self._visit, self._route.timeout)
+        self._route.stats.queued.observe(loop.time() - exchange.started_at)
+        exchange.deadline = exchange.started_at + self._route.timeout
+
+    async def _ended(self) -> bool:
+        """Whether the instance is gone; its exit is noticed a moment after its sockets close."""
+        instance = self._visit.instance
+        if instance is None:
+            return True
+        if instance.running is not None:
+            await asyncio.wait([instance.running.exited], timeout=_EXIT_NOTICED)
+        return instance.state is not InstanceState.READY
+
+    def _again(self) -> bool:
+        """Claim another instance. An MCP session cannot: `session_not_found`."""
+        way = self._way
+        if not isinstance(way, Way):
+            return False
+        now = asyncio.get_running_loop().time()
+        self._gateway.affinity.leave(self._visit, now)
+        self._visit = Visit(way.route, way.principal)
+        self._visit = self._gateway.affinity.claim(self._exchange, way, now)
+        return True
+
     # The request.
 
     def _send(self, connection: UpstreamConnection) -> None:
         exchange = self._exchange
         self._connection = connection
         self._task = None
+        if exchange.received > self._route.body:
+            connection.close()
+            self._fail(too_large(self._route))
+            return
         body = exchange.take_buffered()
         done = exchange.body_done
         if self._visit.learns:
@@ -106,6 +159,8 @@ class Forward:
             key=way.key,
             remote=self._visit.remote,
         )
+        if self._visit.told:
+            head += self._visit.told + b"\r\n"
         if done:
             head += b"content-length: %d\r\n\r\n" % len(body) if body else self._no_body()
         else:
@@ -114,7 +169,13 @@ class Forward:
             exchange.take_body(_Upload(self))
             if exchange.chunked and body:
                 body = _chunk(body)
-        connection.begin(self, head + body, head=exchange.method == b"HEAD", last=done)
+        connection.begin(
+            self,
+            head + body,
+            head=exchange.method == b"HEAD",
+            last=done,
+            switches=exchange.upgrade,
+        )
         exchange.on_pause = self._client_pauses
 
     def _no_body(self) -> bytes:
@@ -153,6 +214,10 @@ class Forward:
         block = connection.shown.get(status, headers)
         if block is None:
             block = self._shown(status, headers, connection)
+        # MCP answers calls by streams that end with them; others are bound by their lifetime.
+        if not self._route.mcp and _is_stream(headers):
+            exchange.is_stream = True
+            exchange.deadline = exchange.started_at + self._route.lifetime
         out = self._out
         out += (block, exchange.id, b"\r\n")
         if self._visit.extra:
@@ -173,13 +238,10 @@ class Forward:
     def _shown(self, status: int, headers: Headers, connection: UpstreamConnection) -> bytes:
         """The response's head as the client gets it, up to its request id."""
         out = [status_line(status)]
-        dropped, own = HOP_BY_HOP, True
+        own = True
+        dropped = _NOT_SHOWN.union(*(listed(v) for n, v in headers if n == b"connection"))
         for name, value in headers:
             if name in dropped:
-                if name == b"connection" and value.lower() not in (b"close", b"keep-alive"):
-                    dropped = dropped | listed(value)
-                continue
-            if name == b"x-request-id":
                 continue
             if name == b"mcp-session-id" and self._route.mcp:
                 own = False
@@ -228,12 +290,24 @@ class Forward:
             self._open_tunnel()
 
     def lost(self, reason: str) -> None:
-        self._connection = None
-        if self._exchange.started or self._out:
+        connection, self._connection = self._connection, None
+        exchange = self._exchange
+        if exchange.started or self._out:
             self._end()
-            self._exchange.abort()
+            exchange.abort()
+        elif connection is not None and connection.reused and self._may_repeat():
+            self._begin(self._reach())  # it was closed as we wrote: nobody has seen the request
         else:
-            self._fail(self._unreachable(reason))
+            self._begin(self._explain(reason))
+
+    def _may_repeat(self) -> bool:
+        """RFC 9110 §9.2.2: without asking, only what changes nothing."""
+        exchange = self._exchange
+        return exchange.method in _SAFE and exchange.body_done and not exchange.received
+
+    async def _explain(self, reason: str) -> None:
+        await self._ended()
+        self._fail(self._unreachable(reason))
 
     def pause(self, paused: bool) -> None:
         if paused:
@@ -257,8 +331,14 @@ class Forward:
     # Ends.
 
     def _client_gone(self) -> None:
-        if not self._way.modern and self._exchange.body_done:
-            return  # a legacy client that leaves has not cancelled (MCP 2025-11-25, transports)
+        exchange = self._exchange
+        if not self._way.modern and exchange.body_done:
+            # A legacy client that leaves has not cancelled (MCP 2025-11-25, transports); its
+            # connection, which kept the time, is gone.
+            if exchange.deadline:
+                loop = asyncio.get_running_loop()
+                self._timer = loop.call_at(exchange.deadline, self._timed_out)
+            return
         self._over = True
         if self._task is not None:
             self._task.cancel()
@@ -305,6 +385,8 @@ class Forward:
         """Give everything back, once."""
         self._over = True
         self._connection = None
+        if self._timer is not None:
+            self._timer.cancel()
         if not self._left:
             self._left = True
             exchange = self._exchange
@@ -329,6 +411,13 @@ def too_large(route: Destination) -> CoveError:
         "too_large",
         f"the body is larger than {route.body} bytes, the most that {route.name} takes",
         hint="send less, or raise limits.body in cove.toml",
+    )
+
+
+def _is_stream(headers: Headers) -> bool:
+    return any(
+        name == b"content-type" and value.lower().startswith(b"text/event-stream")
+        for name, value in headers
     )
 
 

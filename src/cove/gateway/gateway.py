@@ -22,6 +22,7 @@ from cove.gateway.policy import Policy
 from cove.gateway.replies import error_reply, simple_reply
 from cove.gateway.routes import Route, RouteTable
 from cove.gateway.upstream import Upstream
+from cove.mcp import messages
 from cove.mcp.classify import Era, era, listens
 from cove.metrics import FunctionStats, Metrics
 
@@ -108,11 +109,16 @@ class Gateway:
 
     # Exchanges.
 
+    @property
+    def _epoch(self) -> int:
+        """What was decided on a head holds as long as this stays as it is."""
+        return self.routes.epoch + self.policy.epoch
+
     def serve(self, exchange: Exchange) -> None:
         way: Way | None = exchange.head.way
         rpc = False
         try:
-            if way is not None and way.epoch == self.routes.epoch:
+            if way is not None and way.epoch == self._epoch:
                 rpc = way.route.mcp
                 self._go(exchange, way)
                 return
@@ -218,7 +224,7 @@ class Gateway:
             prefix=prefix,
             key=key,
             modern=cancels,
-            epoch=self.routes.epoch,
+            epoch=self._epoch,
         )
         self._go(exchange, way)
 
@@ -226,7 +232,28 @@ class Gateway:
         """Claim an instance, now or as soon as there is one, and forward."""
         if (exchange.length or exchange.received) > way.route.body:
             raise too_large(way.route)
-        visit = self.affinity.claim(exchange, way, exchange.started_at)
+        try:
+            visit = self.affinity.claim(exchange, way, exchange.started_at)
+        except CoveError as error:
+            if error.code != "too_many_requests" or not way.route.learns:
+                raise
+            call = Call(self, exchange, way.route, way.principal, way.prefix, way.key)
+            call.run(self._when_full(exchange, way, error), cancels=False, counts=False)
+            return
+        Forward(self, exchange, way, visit).start()
+
+    async def _when_full(self, exchange: Exchange, way: Way, error: CoveError) -> None:
+        """A session's answers, notifications and end reach a full instance: it waits for them."""
+        if exchange.method == b"POST":
+            body = await exchange.read_body(way.route.body)
+            if body is None:
+                raise too_large(way.route)
+            if messages.asks(body):
+                raise error
+            exchange.put_back(body)
+        elif exchange.method != b"DELETE":
+            raise error
+        visit = self.affinity.accompany(way, self._loop.time())
         Forward(self, exchange, way, visit).start()
 
     def leave(self, exchange: Exchange, route: Destination, visit: Visit, status: int) -> None:
@@ -247,8 +274,7 @@ class Gateway:
         if error.status >= 500:
             log.warning("refused", request_id=exchange.id.decode(), reason=error.message)
         keep = exchange.body_done and exchange.keep_alive
-        exchange.write(error_reply(error, exchange.id, rpc=rpc, keep_alive=keep))
-        exchange.finish(keep_alive=keep)
+        exchange.answer(error_reply(error, exchange.id, rpc=rpc, keep_alive=keep), keep_alive=keep)
 
     # Cove's own paths.
 
@@ -292,10 +318,8 @@ class Gateway:
     def _say(
         self, exchange: Exchange, status: int, body: bytes, kind: bytes = b"text/plain"
     ) -> None:
-        exchange.write(
-            simple_reply(status, body, content_type=kind, extra=b"X-Request-Id: " + exchange.id)
-        )
-        exchange.finish()
+        extra = b"X-Request-Id: " + exchange.id
+        exchange.answer(simple_reply(status, body, content_type=kind, extra=extra))
 
     def _to_api(self, exchange: Exchange) -> None:
         Forward(
@@ -348,14 +372,16 @@ class Call:
         self.prefix = prefix
         self.by_key = by_key
 
-    def run(self, serving: Coroutine[Any, Any, None], *, cancels: bool = True) -> None:
-        """Serve as a task, cancelled when the client goes."""
-        task = asyncio.create_task(self._serve(serving))
+    def run(
+        self, serving: Coroutine[Any, Any, None], *, cancels: bool = True, counts: bool = True
+    ) -> None:
+        """Serve as a task, cancelled when the client goes. `counts`: nothing else counts it."""
+        task = asyncio.create_task(self._serve(serving, counts))
         self.gateway.keep(task)
         if cancels:
             self.exchange.on_gone = lambda: _cancel(task)
 
-    async def _serve(self, serving: Coroutine[Any, Any, None]) -> None:
+    async def _serve(self, serving: Coroutine[Any, Any, None], counts: bool) -> None:
         exchange, status = self.exchange, 200
         try:
             await serving
@@ -370,8 +396,15 @@ class Call:
                 CoveError("bad_gateway", f"{self.route.name} did not answer: {reason}"),
                 rpc=True,
             )
+        except Exception:
+            status = 500
+            log.exception("request failed", request_id=exchange.id.decode())
+            self.gateway.refuse(
+                exchange, CoveError("internal", "Cove failed on this request"), rpc=True
+            )
         finally:
-            self._count(status)
+            if counts or status >= 400:
+                self._count(status)
 
     def _count(self, status: int) -> None:
         """Streams are counted; how long they were open says nothing of how fast they are."""

@@ -36,9 +36,11 @@ class HeadTooLargeError(Exception):
 
 
 class Head:
-    """Method, target and header fields. Names are lower case; `fields` has each once.
+    """Method, target and header fields. Names are lower case; `fields` has each name once,
+    with the values of its lines joined.
 
     `target` is path and query. `headers` lack Content-Length, which is the exchange's.
+    `wishes` for another protocol; `upgrade`: for one that is passed through, WebSocket.
     """
 
     __slots__ = (
@@ -53,6 +55,7 @@ class Head:
         "url",
         "version",
         "way",
+        "wishes",
     )
 
     def __init__(
@@ -67,7 +70,7 @@ class Head:
         self.headers = headers
         self.fields = fields = dict(headers)
         if len(fields) != len(headers):
-            _refuse_repeated(headers)
+            _join_repeated(headers, fields)
         if version not in ("1.1", "1.0"):
             raise RefusedError("HTTP/1.1 or 1.0, please")
         self.version = version.encode()
@@ -80,8 +83,9 @@ class Head:
         if version == "1.1" and b"host" not in fields:
             raise RefusedError("no Host header")
         self.expects = fields.get(b"expect", b"").lower() == b"100-continue"
-        # Other upgrades (h2c) nobody here speaks: the request stands, the wish is passed over.
-        self.upgrade = fields.get(b"upgrade", b"").lower() == b"websocket"
+        wished = fields.get(b"upgrade")
+        self.wishes = wished is not None and b"upgrade" in fields.get(b"connection", b"").lower()
+        self.upgrade = self.wishes and wished is not None and wished.lower() == b"websocket"
         self.way: Any = None
 
     def is_again(self, method: bytes, url: bytes, version: str, headers: Headers) -> bool:
@@ -94,13 +98,16 @@ class Head:
         )
 
 
-def _refuse_repeated(headers: Headers) -> None:
+def _join_repeated(headers: Headers, fields: dict[bytes, bytes]) -> None:
     """Lists may come in several header lines; what decides a request's meaning may not."""
-    seen = set()
-    for name, _ in headers:
-        if name in seen and name in _SINGLE:
+    fields.clear()
+    for name, value in headers:
+        if name not in fields:
+            fields[name] = value
+        elif name in _SINGLE:
             raise RefusedError(f"the header {name.decode('latin-1')} is there twice")
-        seen.add(name)
+        else:
+            fields[name] += (b"; " if name == b"cookie" else b", ") + value
 
 
 def _origin_form(method: bytes, url: bytes) -> bytes:

@@ -169,8 +169,9 @@ class _Hold:
     def _instance(self) -> Instance | None:
         if self._session is not None:
             return self._session.instance if not self._session.lost else None
-        ready = self._call.route.pool.ready
-        return ready[0] if ready else None
+        pool = self._call.route.pool
+        # where every session has an instance of its own, none is anybody else's
+        return pool.ready[0] if pool.ready and not pool.exclusive else None
 
     async def _begin(self) -> None:
         """The client's stream, where no server's answer has opened it."""

@@ -7,6 +7,8 @@ wait with reading paused.
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
@@ -24,6 +26,7 @@ _IDLE_SECONDS = 75.0
 _BODY_SECONDS = 30.0
 _WRITE_SECONDS = 60.0
 _LINGER_SECONDS = 2.0
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER of no time
 
 
 class Phase(IntEnum):
@@ -70,6 +73,10 @@ class Connection(asyncio.Protocol):
         self._settled: asyncio.Future[None] | None = None
         self._tunnel: Callable[[bytes], None] | None = None
         self._rest = b""
+        self._refused: tuple[int, bytes] | None = None
+        self._skips_body = False
+        self._reading_on = False
+        self._unsent = 0
         self.phase = Phase.HEAD
         self.since = 0.0
         self.peer = ""
@@ -83,7 +90,7 @@ class Connection(asyncio.Protocol):
         self.peer = str(peer[0]) if isinstance(peer, tuple) else ""
         self.since = self._loop.time()
         if not self._app.opened(self):
-            self._say(503, b"too many connections; retry later")
+            self._say(503, b"too many connections; retry later", b"\r\nRetry-After: 1")
             self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -112,7 +119,7 @@ class Connection(asyncio.Protocol):
             self._active.on_pause(False)
 
     def data_received(self, data: bytes) -> None:
-        if self.phase is Phase.LINGER:
+        if self.phase is Phase.LINGER or self._refused is not None:
             return
         if self._tunnel is not None:
             self._tunnel(data)
@@ -128,40 +135,62 @@ class Connection(asyncio.Protocol):
 
     def _feed(self, data: bytes) -> None:
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._upgraded(data[upgrade.args[0] :])
+            while data:
+                try:
+                    self._parser.feed_data(data)
+                    break
+                except httptools.HttpParserUpgrade as upgrade:
+                    data = self._upgraded(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
-            self._refuse(error)
+            self._refuse(error.__context__ or error)
             return
         if self._in_head and self._head_bytes > _HEAD_BYTES:
             self._refuse(HeadTooLargeError())
 
-    def _upgraded(self, rest: bytes) -> None:
+    def _upgraded(self, rest: bytes) -> bytes:
+        """What is left to parse, after a head that wished for another protocol."""
         if self._parsing.upgrade:
             self._rest = rest
             self.pause()
-            return
-        # An upgrade nobody here speaks (h2c): the request stands, the wish is passed over.
+            return b""
+        # An upgrade nobody here speaks (h2c): the request stands, the wish is passed over. The
+        # parser takes no body after it, so another one is shown how that is delimited.
         self._parser = httptools.HttpRequestParser(self)
-        if rest:
-            self._feed(rest)
+        if self._parsing.body_done:
+            return rest
+        self._reading_on = True
+        length = self._parsing.length
+        framing = (
+            b"transfer-encoding: chunked" if length is None else b"content-length: %d" % length
+        )
+        return b"POST / HTTP/1.1\r\n" + framing + b"\r\n\r\n" + rest
 
-    def _refuse(self, error: Exception) -> None:
-        cause = error.__context__ or error
+    def _refuse(self, cause: BaseException) -> None:
+        """What came cannot be served; the requests before it still are."""
         status, text = 400, b"malformed HTTP request"
         if isinstance(cause, HeadTooLargeError):
             status, text = 431, b"request header fields are too large: 64 KiB and 100 at most"
         elif isinstance(cause, RefusedError):
             text = str(cause).encode()
-        self._fresh = None
-        if self._active is None or not self._active.started:
-            if self._active is not None:
-                self._active.finished = True
-            self._say(status, text)
+        self._refused = (status, text)
+        self.pause()
+        if not self._in_head:  # it is a body that went wrong: its exchange goes with it
+            broken = self._parsing
+            if broken in self._queue:
+                self._queue.remove(broken)
+            elif broken is self._active:
+                broken.client_gone()
+                self._active = self._fresh = None
+                if broken.started:
+                    self.abort()
+                    return
+        if self._active is None:
+            self._say_refused()
+
+    def _say_refused(self) -> None:
+        if self._refused is not None:
+            self._say(*self._refused)
             self._close_after_reply()
-        else:
-            self.abort()
 
     # httptools' callbacks
 
@@ -169,6 +198,8 @@ class Connection(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            return  # a trailer: nobody here acts on one
         name = name.lower()
         if name != b"content-length":
             self._headers.append((name, value))
@@ -178,8 +209,12 @@ class Connection(asyncio.Protocol):
             raise RefusedError("the header content-length is there twice")
 
     def on_headers_complete(self) -> None:
+        if self._reading_on:
+            self._reading_on = self._in_head = False
+            return
         parser = self._parser
-        self._in_head = False
+        if self._head_bytes > _HEAD_BYTES:
+            self._measure()
         self._head_bytes = 0
         method, version = parser.get_method(), parser.get_http_version()
         head = self._head
@@ -193,22 +228,30 @@ class Connection(asyncio.Protocol):
             )
         if self._length is not None and (head.chunked or (head.upgrade and self._length)):
             raise RefusedError("conflicting body lengths")
+        self._in_head = False
         exchange = self._parsing = Exchange(self, head, self._length, self._loop.time())
+        self._skips_body = head.wishes and not head.upgrade and (head.chunked or bool(self._length))
         if self._active is None:
             self._active = self._fresh = exchange
             self.phase = Phase.SERVING
         else:
             self._queue.append(exchange)
             self.pause()
-        if head.expects:
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _measure(self) -> None:
+        """The read that ended a head held other things too: how large was the head itself?"""
+        size = len(self._url) + sum(len(n) + len(v) + 4 for n, v in self._headers)
+        if size > _HEAD_BYTES:
+            raise HeadTooLargeError
 
     def on_body(self, data: bytes) -> None:
         self.since = self._loop.time()
         self._parsing.feed(data)
 
     def on_message_complete(self) -> None:
-        # Here and not at the next begin: a trailer must not become the next request's header.
+        if self._skips_body:
+            self._skips_body = False  # the body follows, see `_upgraded`
+            return
         self._url = b""
         self._headers = []
         self._length = None
@@ -236,11 +279,14 @@ class Connection(asyncio.Protocol):
             self._active = self._queue.popleft()
             self.phase = Phase.SERVING
             self._loop.call_soon(self._serve_next, self._active)
-        if not self._queue:
+        elif self._refused is not None:
+            self._say_refused()
+        if not self._queue and self._refused is None:
             self.resume()
 
     def _serve_next(self, exchange: Exchange) -> None:
         if not exchange.gone and exchange is self._active:
+            exchange.started_at = self._loop.time()
             self._app.serve(exchange)
 
     def tunnel(self, receive: Callable[[bytes], None]) -> None:
@@ -259,6 +305,7 @@ class Connection(asyncio.Protocol):
     def resume(self) -> None:
         if self._paused_reading and not self._transport.is_closing():
             self._paused_reading = False
+            self.since = self._loop.time()
             self._transport.resume_reading()
 
     async def drain(self) -> None:
@@ -266,6 +313,10 @@ class Connection(asyncio.Protocol):
             await asyncio.shield(self._drained)
 
     def abort(self) -> None:
+        """Reset the connection: an end that could pass for a reply's own is none."""
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None and not self._transport.is_closing():
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._transport.abort()
 
     @property
@@ -294,8 +345,8 @@ class Connection(asyncio.Protocol):
         # Closing with unread input makes the kernel reset the connection, and the reply with
         # it: what the client still sends is read and dropped for a moment first.
         self.phase = Phase.LINGER
-        self.since = self._loop.time()
         self.resume()
+        self.since = self._loop.time()
         if self._transport.can_write_eof():
             self._transport.write_eof()
         else:
@@ -312,12 +363,20 @@ class Connection(asyncio.Protocol):
                 active.on_deadline()
             elif not active.body_done and not self._paused_reading and waited > _BODY_SECONDS:
                 self._timed_out(b"the request's body stalled")
-        elif self.phase is Phase.LINGER and waited > _LINGER_SECONDS:
-            self._transport.abort()
+        elif self.phase is Phase.LINGER:
+            self._check_linger(now, waited)
         elif self._in_head and self._head_bytes and waited > _HEAD_SECONDS:
             self._timed_out(b"the request's head took too long")
         elif self.phase in (Phase.HEAD, Phase.IDLE) and waited > _IDLE_SECONDS:
             self._transport.close()
+
+    def _check_linger(self, now: float, waited: float) -> None:
+        """The reply goes out at its reader's pace; then its end is waited for a moment."""
+        unsent = self._transport.get_write_buffer_size()
+        if unsent != self._unsent:
+            self._unsent, self.since = unsent, now
+        elif waited > (_WRITE_SECONDS if unsent else _LINGER_SECONDS):
+            self._transport.abort()
 
     def _timed_out(self, text: bytes) -> None:
         if self._active is None or not self._active.started:
@@ -326,7 +385,7 @@ class Connection(asyncio.Protocol):
             self._active.client_gone()
         self._transport.close()
 
-    def _say(self, status: int, text: bytes) -> None:
+    def _say(self, status: int, text: bytes, extra: bytes = b"") -> None:
         """Answer what never became an exchange."""
-        extra = b"X-Request-Id: " + new_id()
+        extra = b"X-Request-Id: " + new_id() + extra
         self._transport.write(simple_reply(status, text, keep_alive=False, extra=extra))

@@ -15,11 +15,15 @@ _REMEMBERED = 1000
 
 
 class Policy:
-    """The checks every request passes. `loopback`: the listener is on a loopback address."""
+    """The checks every request passes. `loopback`: the listener is on a loopback address.
+
+    `epoch` counts the changes that void earlier decisions.
+    """
 
     def __init__(self, *, loopback: bool, domain: str) -> None:
         self.loopback = loopback
         self._domain = domain.encode()
+        self.epoch = 0
         self._keys: dict[str, str] = {}
         self._hosts: dict[bytes, bool] = {}
         self._known: dict[bytes, tuple[str, bool]] = {}
@@ -28,6 +32,7 @@ class Policy:
         """The project keys that are valid from now on."""
         self._keys = {key.sha256: key.subject for key in keys}
         self._known.clear()
+        self.epoch += 1
 
     def subject(self, token: str) -> str | None:
         """The subject of a valid project key."""

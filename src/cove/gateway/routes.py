@@ -7,6 +7,7 @@ from cove.engine.pool import Pool
 from cove.gateway.destination import Destination
 from cove.gateway.upstream import Upstream
 from cove.metrics import FunctionStats
+from cove.states import InstanceState
 
 _PREFIX = b"/fn/"
 
@@ -41,11 +42,11 @@ class Route(Destination):
         self.upstreams: dict[str, Upstream] = {}
 
     def upstream(self, instance: Instance) -> Upstream:
-        """Kept connections to an instance, dropped when it stops."""
+        """Kept connections to an instance. `ConnectionRefusedError` once it is to stop."""
         found = self.upstreams.get(instance.id)
         if found is None:
             running = instance.running
-            if running is None:
+            if running is None or instance.state is not InstanceState.READY:
                 raise ConnectionRefusedError(f"{instance.id} has ended")
             found = self.upstreams[instance.id] = Upstream(running.connect)
             instance.on_stopping.add(lambda: self._drop(instance.id))

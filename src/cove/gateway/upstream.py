@@ -107,6 +107,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._complete = False
         self._keep = True
         self._request_done = False
+        self._switches = False
         self._tunnel: Callable[[bytes | None], None] | None = None
         self._pause: Callable[[bool], None] | None = None
         self._rest = b""
@@ -124,9 +125,22 @@ class UpstreamConnection(asyncio.Protocol):
 
     # The request.
 
-    def begin(self, sink: ResponseSink, data: bytes, *, head: bool, last: bool) -> None:
-        """Send a request's head, and what there is of its body. `head`: its method is HEAD."""
+    def begin(
+        self,
+        sink: ResponseSink,
+        data: bytes,
+        *,
+        head: bool,
+        last: bool,
+        switches: bool = False,
+    ) -> None:
+        """Send a request's head, and what there is of its body.
+
+        `head`: its method is HEAD; `last`: its body is whole; `switches`: it asks for another
+        protocol.
+        """
         self._sink = sink
+        self._switches = switches
         self._bodyless = head
         self._request_done = last
         self._transport.write(data)
@@ -190,11 +204,11 @@ class UpstreamConnection(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._rest = data[upgrade.args[0] :]
-        except httptools.HttpParserError:
-            self._lose("it sent what is not HTTP")
+        except httptools.HttpParserError as error:
+            self._lose(_WRONG.get(type(error.__context__), "it sent what is not HTTP"))
             return
         if self._in_head and self._head_bytes > _HEAD_BYTES:
-            self._lose("its header fields are larger than 64 KiB")
+            self._lose(_WRONG[_TooLargeError])
             return
         if self._complete:
             self._finish(sink)
@@ -248,6 +262,8 @@ class UpstreamConnection(asyncio.Protocol):
     # httptools' callbacks
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            return  # a trailer, or the head of an answer nobody asked for
         name = name.lower()
         if name == b"content-length":
             self._length = int(value)
@@ -256,9 +272,16 @@ class UpstreamConnection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._status = status = self._parser.get_status_code()
+        if self._complete:
+            self._keep = False  # an answer nobody asked for
+            return
         if status < 200 and status != 101:
             self._status, self._headers, self._length = 0, [], None
             return
+        if status == 101 and not self._switches:
+            raise _UnaskedError
+        if self._head_bytes > _HEAD_BYTES:
+            self._measure()
         self._in_head = False
         self._head_bytes = 0
         self._keep = self._parser.should_keep_alive()
@@ -273,13 +296,34 @@ class UpstreamConnection(asyncio.Protocol):
             )
         sink.head(status, self._headers, self._length)
 
+    def _measure(self) -> None:
+        """The read that ended a head held other things too: how large was the head itself?"""
+        if sum(len(name) + len(value) + 4 for name, value in self._headers) > _HEAD_BYTES:
+            raise _TooLargeError
+
     def on_body(self, data: bytes) -> None:
-        if self._sink is not None and not self._complete:
+        if self._complete:
+            self._keep = False  # a body where there is none, or a second answer's
+        elif self._sink is not None:
             self._sink.body(data)
 
     def on_message_complete(self) -> None:
         if self._status and self._status != 101:
             self._complete = True
+
+
+class _UnaskedError(Exception):
+    pass
+
+
+class _TooLargeError(Exception):
+    pass
+
+
+_WRONG: dict[object, str] = {
+    _UnaskedError: "it switched protocols unasked",
+    _TooLargeError: "its header fields are larger than 64 KiB",
+}
 
 
 class Response:

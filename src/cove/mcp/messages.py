@@ -53,6 +53,14 @@ def progress_token(message: dict[str, Any]) -> RequestId | None:
     return token if isinstance(token, str | int) else None
 
 
+def asks(body: bytes) -> bool:
+    """Whether a body holds a request, or what nobody can tell from one."""
+    try:
+        return any(request_id(message) is not None for message in parse(body))
+    except ValueError:
+        return True
+
+
 def is_initialize(body: bytes) -> bool:
     """Whether a body is the `initialize` request that opens a legacy session."""
     if b'"initialize"' not in body:
