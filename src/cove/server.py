@@ -43,7 +43,7 @@ from cove.engine.supervisor import Supervisor
 from cove.errors import CoveError
 from cove.gateway.affinity import Affinity
 from cove.gateway.gateway import Gateway
-from cove.gateway.listener import BACKLOG, is_loopback, listen
+from cove.gateway.listener import BACKLOG, is_loopback, listen, most_connections
 from cove.gateway.policy import Policy
 from cove.gateway.probe import look
 from cove.gateway.routes import Route, RouteTable
@@ -205,6 +205,7 @@ async def _run(
             affinity=Affinity(sessions, signer),
             metrics=metrics,
             api=api,
+            most_connections=most_connections(),
         )
         await functions.load()
         # Instances end with the process that started them, and their sessions with them.

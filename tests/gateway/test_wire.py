@@ -9,6 +9,7 @@ import re
 import pytest
 
 from cove.drivers.base import Launch
+from cove.gateway.http import Connection
 from gateway.world import (
     BEARER,
     BOUND,
@@ -449,7 +450,14 @@ async def test_any_host_is_served_on_a_public_listener(public: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "origin", ["https://evil.example", "null", "file://", "http://127.0.0.1.evil.example"]
+    "origin",
+    [
+        "https://evil.example",
+        "null",
+        "file://",
+        "http://127.0.0.1.evil.example",
+        "http://another.localhost:7070",  # the page of another function
+    ],
 )
 async def test_a_foreign_origin_is_forbidden_on_mcp_routes(world: World, origin: str) -> None:
     world.function(kind="mcp")
@@ -466,6 +474,13 @@ async def test_an_origin_of_this_machine_is_served(world: World, origin: str) ->
     assert "origin" not in reply.json["headers"]
 
 
+async def test_on_a_public_listener_only_its_own_pages_are_served(public: World) -> None:
+    public.function(kind="mcp", auth="none")
+    for origin, status in (("http://cove.example", 200), ("http://localhost:5173", 403)):
+        asked = request("POST", "/fn/fn/mcp", host="cove.example", headers=f"Origin: {origin}\r\n")
+        assert (await public.ask(asked)).status == status
+
+
 async def test_web_functions_judge_origins_themselves(world: World) -> None:
     world.function()
     reply = await world.ask(request(headers="Origin: https://other.example\r\n"))
@@ -475,20 +490,62 @@ async def test_web_functions_judge_origins_themselves(world: World) -> None:
 # What is sent on.
 
 
-async def test_the_backend_sees_localhost_and_whom_it_serves(world: World) -> None:
+async def test_the_backend_sees_whom_it_serves(world: World) -> None:
     world.function()
     spoofed = (
         "X-Forwarded-For: 9.9.9.9\r\nX-Forwarded-Host: evil\r\nX-Forwarded-Prefix: /evil\r\n"
-        "X-Request-Id: mine\r\n"
+        "X-Request-Id: mine\r\nForwarded: for=evil\r\nX_Forwarded_Prefix: /evil\r\n"
     )
     reply = await world.ask(request(path="/fn/fn/a", host="localhost:7070", headers=spoofed))
     seen = reply.json["headers"]
-    assert seen["host"] == "localhost:9000"
-    assert seen["x-forwarded-host"] == "localhost:7070"
+    assert seen["host"] == seen["x-forwarded-host"] == "localhost:7070"
     assert seen["x-forwarded-prefix"] == "/fn/fn"
     assert seen["x-forwarded-proto"] == "http"
     assert seen["x-forwarded-for"] == "9.9.9.9, 127.0.0.1"
     assert seen["x-request-id"] == reply.get("x-request-id") != "mine"
+    assert not {"forwarded", "x_forwarded_prefix"} & set(seen)
+
+
+async def test_only_a_proxy_on_this_machine_says_for_whom_it_asks(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Connection.connection_made
+
+    def from_afar(self: Connection, transport: asyncio.BaseTransport) -> None:
+        made(self, transport)
+        self.peer, self.is_local = "203.0.113.7", False
+
+    monkeypatch.setattr(Connection, "connection_made", from_afar)
+    world.function()
+    spoofed = "X-Forwarded-For: 9.9.9.9\r\nX-Forwarded-Proto: https\r\n"
+    seen = (await world.ask(request(headers=spoofed))).json["headers"]
+    assert (seen["x-forwarded-for"], seen["x-forwarded-proto"]) == ("203.0.113.7", "http")
+
+
+async def test_an_mcp_server_sees_a_loopback_name(world: World) -> None:
+    world.function(kind="mcp")
+    reply = await world.ask(request("POST", "/fn/fn/mcp", host="fn.localhost:7070"))
+    assert reply.json["headers"]["host"] == "localhost:9000"
+
+
+async def test_a_redirect_to_the_made_up_host_leads_back_to_the_function(world: World) -> None:
+    async def handle(launch: Launch, asked: Asked) -> bytes:
+        headers = f"Location: http://{asked.get('host')}/mcp\r\n"
+        return answer(status="307 Temporary Redirect", headers=headers)
+
+    world.function(serving(handle), kind="mcp")
+    by_path = await world.ask(request("POST", "/fn/fn/other"))
+    by_host = await world.ask(request("POST", "/other", host="fn.localhost"))
+    assert (by_path.get("location"), by_host.get("location")) == ("/fn/fn/mcp", "/mcp")
+
+
+async def test_endless_trailers_are_refused(world: World) -> None:
+    world.function()
+    client = await world.client()
+    client.write(request("PUT", headers="Transfer-Encoding: chunked\r\n") + b"2\r\nok\r\n0\r\n")
+    client.write("x-trailer: " + "a" * 2_000_000)
+    assert (await client.head()).status == 400
+    await world.until(world.idle)
 
 
 async def test_headers_meant_for_one_hop_are_not_sent_on(world: World) -> None:

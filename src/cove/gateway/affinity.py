@@ -124,7 +124,7 @@ class Affinity:
             if token is not None and not way.modern:
                 way.session = self.mcp_session(way.route, way.principal, token.decode("latin-1"))
                 return self._join(visit, way.session, now)
-            visit.learns = not way.modern and exchange.method == b"POST"
+            visit.learns = way.route.stateful and not way.modern and exchange.method == b"POST"
         if kind in ("mcp", "none"):
             visit.slot = visit.learns or pool.exclusive
             visit.instance = pool.claim(slot=visit.slot)
@@ -296,6 +296,9 @@ class Affinity:
                 visit.session = None
                 raise _busy(visit)
             visit.instance = instance
+        elif session.inflight >= session.pool.version.spec.scale.concurrency:
+            visit.session = None
+            raise _busy(visit)  # its instance is still starting, and will be full
         session.inflight += 1
         session.last = now
         return visit

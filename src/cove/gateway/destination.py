@@ -30,6 +30,13 @@ _REPLACED = frozenset(
         b"x-forwarded-prefix",
         b"x-forwarded-proto",
         b"x-request-id",
+        b"x-real-ip",
+        b"forwarded",
+        # what servers that turn header names into variables read as the above
+        b"x_forwarded_for",
+        b"x_forwarded_host",
+        b"x_forwarded_prefix",
+        b"x_forwarded_proto",
     }
 )
 

@@ -243,6 +243,9 @@ class Forward:
         for name, value in headers:
             if name in dropped:
                 continue
+            if name == b"location" and value.startswith(inner := b"http://" + self._route.host):
+                own = False
+                value = self._way.prefix + value.removeprefix(inner) or b"/"
             if name == b"mcp-session-id" and self._route.mcp:
                 own = False
                 token = self._session_id(status, value)
@@ -334,7 +337,8 @@ class Forward:
         exchange = self._exchange
         if not self._way.modern and exchange.body_done:
             # A legacy client that leaves has not cancelled (MCP 2025-11-25, transports); its
-            # connection, which kept the time, is gone.
+            # connection, which kept the time and the pace, is gone.
+            self._client_pauses(False)
             if exchange.deadline:
                 loop = asyncio.get_running_loop()
                 self._timer = loop.call_at(exchange.deadline, self._timed_out)

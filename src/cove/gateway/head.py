@@ -12,6 +12,7 @@ from typing import Any
 Headers = list[tuple[bytes, bytes]]
 
 HEAD_COUNT = 100
+_LIGHT_BYTES = 4096
 
 # A repeated one of these makes two readers of a request disagree on what it says.
 _SINGLE = frozenset(
@@ -96,6 +97,10 @@ class Head:
             and method == self.method
             and version == ("1.1" if self.version == b"1.1" else "1.0")
         )
+
+    def is_light(self) -> bool:
+        """Whether it is worth its memory to remember this head while a connection idles."""
+        return len(self.url) + sum(len(n) + len(v) for n, v in self.headers) <= _LIGHT_BYTES
 
 
 def _join_repeated(headers: Headers, fields: dict[bytes, bytes]) -> None:

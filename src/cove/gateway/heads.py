@@ -92,14 +92,18 @@ def _passed(
     instead: Headers | None = None,
 ) -> bytes:
     fields = exchange.fields
-    peer = exchange.connection.peer.encode()
-    if b"x-forwarded-for" in fields:
-        peer = fields[b"x-forwarded-for"] + b", " + peer
+    host = fields.get(b"host", b"")
+    peer, proto = exchange.connection.peer.encode(), b"http"
+    if exchange.connection.is_local:  # a proxy on this machine says for whom it asks
+        proto = fields.get(b"x-forwarded-proto", proto)
+        if b"x-forwarded-for" in fields:
+            peer = fields[b"x-forwarded-for"] + b", " + peer
     said: Headers = [
-        (b"host", destination.host),
+        # MCP servers refuse names that are not loopback; web apps build their links of it
+        (b"host", destination.host if destination.mcp else host),
         (b"x-forwarded-for", peer),
-        (b"x-forwarded-host", fields.get(b"host", b"")),
-        (b"x-forwarded-proto", fields.get(b"x-forwarded-proto", b"http")),
+        (b"x-forwarded-host", host),
+        (b"x-forwarded-proto", proto),
     ]
     if prefix:
         said.append((b"x-forwarded-prefix", prefix))

@@ -21,6 +21,7 @@ from cove.gateway.head import Head, Headers, HeadTooLargeError, RefusedError
 from cove.gateway.replies import simple_reply
 
 _HEAD_BYTES = 64 * 1024
+_BETWEEN_BYTES = 1024 * 1024  # of a body's framing in a row: a read is up to 256 KiB
 _HEAD_SECONDS = 15.0
 _IDLE_SECONDS = 75.0
 _BODY_SECONDS = 30.0
@@ -77,9 +78,11 @@ class Connection(asyncio.Protocol):
         self._skips_body = False
         self._reading_on = False
         self._unsent = 0
+        self._between = 0
         self.phase = Phase.HEAD
         self.since = 0.0
         self.peer = ""
+        self.is_local = False
 
     # asyncio.Protocol
 
@@ -88,6 +91,7 @@ class Connection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=BUFFER)
         peer = transport.get_extra_info("peername")
         self.peer = str(peer[0]) if isinstance(peer, tuple) else ""
+        self.is_local = self.peer == "::1" or self.peer.startswith("127.")
         self.since = self._loop.time()
         if not self._app.opened(self):
             self._say(503, b"too many connections; retry later", b"\r\nRetry-After: 1")
@@ -128,6 +132,8 @@ class Connection(asyncio.Protocol):
             if not self._head_bytes:
                 self.since = self._loop.time()
             self._head_bytes += len(data)
+        else:
+            self._between += len(data)
         self._feed(data)
         fresh, self._fresh = self._fresh, None
         if fresh is not None:
@@ -146,6 +152,8 @@ class Connection(asyncio.Protocol):
             return
         if self._in_head and self._head_bytes > _HEAD_BYTES:
             self._refuse(HeadTooLargeError())
+        elif not self._in_head and self._between > _BETWEEN_BYTES:
+            self._refuse(RefusedError("chunk extensions or trailers of more than 1 MiB"))
 
     def _upgraded(self, rest: bytes) -> bytes:
         """What is left to parse, after a head that wished for another protocol."""
@@ -219,16 +227,18 @@ class Connection(asyncio.Protocol):
         method, version = parser.get_method(), parser.get_http_version()
         head = self._head
         if head is None or not head.is_again(method, self._url, version, self._headers):
-            head = self._head = Head(
+            head = Head(
                 method,
                 self._url,
                 version,
                 self._headers,
                 keep_alive=parser.should_keep_alive(),
             )
+            self._head = head if head.is_light() else None
         if self._length is not None and (head.chunked or (head.upgrade and self._length)):
             raise RefusedError("conflicting body lengths")
         self._in_head = False
+        self._between = 0
         exchange = self._parsing = Exchange(self, head, self._length, self._loop.time())
         self._skips_body = head.wishes and not head.upgrade and (head.chunked or bool(self._length))
         if self._active is None:
@@ -245,6 +255,7 @@ class Connection(asyncio.Protocol):
             raise HeadTooLargeError
 
     def on_body(self, data: bytes) -> None:
+        self._between = 0
         self.since = self._loop.time()
         self._parsing.feed(data)
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import resource
 import socket
 
 from cove.errors import CoveError
 
 BACKLOG = 2048
+_MOST, _LEAST = 10_000, 64
+_OWN = 512
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -38,3 +41,16 @@ def is_loopback(host: str) -> bool:
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return False
+
+
+def most_connections() -> int:
+    """How many callers' connections this process has descriptors for, which it may raise first.
+
+    Each may need another to an instance; the rest is for what else Cove opens.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    return max(_LEAST, min(_MOST, (soft - _OWN) // 2))

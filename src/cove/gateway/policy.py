@@ -12,6 +12,7 @@ from cove.model import Key
 
 ANONYMOUS = "anonymous"
 _REMEMBERED = 1000
+_MEMORABLE = 512
 
 
 class Policy:
@@ -45,9 +46,11 @@ class Policy:
             return ANONYMOUS, False
         known = self._known.get(value)
         if known is None:
-            if len(self._known) >= _REMEMBERED:
-                self._known.clear()
-            known = self._known[value] = self._identify(value)
+            known = self._identify(value)
+            if len(value) <= _MEMORABLE:
+                if len(self._known) >= _REMEMBERED:
+                    self._known.clear()
+                self._known[value] = known
         return known
 
     def _identify(self, value: bytes) -> tuple[str, bool]:
@@ -81,18 +84,25 @@ class Policy:
         known = self._hosts.get(host)
         if known is None:
             bare = _hostname(host)
-            known = _is_loopback(bare) or bare == self._domain or bare.endswith(b"." + self._domain)
-            if len(self._hosts) < _REMEMBERED:
+            ours = bare == self._domain or bare.endswith(b"." + self._domain)
+            known = ours or _is_loopback(bare) or bare.endswith(b".localhost")
+            if len(host) <= _MEMORABLE:
+                if len(self._hosts) >= _REMEMBERED:
+                    self._hosts.clear()
                 self._hosts[host] = known
         return known
 
     def _same_site(self, origin: bytes, exchange: Exchange) -> bool:
-        scheme, found, rest = origin.partition(b"://")
+        """The very host it is served from; on loopback also a local tool's page.
+
+        Not a page under Cove's own domain: it is another function's.
+        """
+        scheme, found, rest = origin.lower().partition(b"://")
         if not found or scheme not in (b"http", b"https"):
             return False
-        host = _hostname(rest)
-        asked = _hostname(exchange.fields.get(b"host", b""))
-        return host == asked or _is_loopback(host)
+        if rest == exchange.fields.get(b"host", b"").lower():
+            return True
+        return self.loopback and _is_loopback(_hostname(rest))
 
 
 def _hostname(host: bytes) -> bytes:
@@ -103,8 +113,6 @@ def _hostname(host: bytes) -> bytes:
 
 
 def _is_loopback(host: bytes) -> bool:
-    return (
-        host in (b"localhost", b"[::1]")
-        or (host.startswith(b"127.") and host.replace(b".", b"").isdigit())
-        or host.endswith(b".localhost")
+    return host in (b"localhost", b"[::1]") or (
+        host.startswith(b"127.") and host.replace(b".", b"").isdigit()
     )

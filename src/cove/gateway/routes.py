@@ -19,7 +19,16 @@ class Route(Destination):
     older versions' sessions included.
     """
 
-    __slots__ = ("affinity", "path", "pool", "prefix", "requires_key", "spec", "upstreams")
+    __slots__ = (
+        "affinity",
+        "path",
+        "pool",
+        "prefix",
+        "requires_key",
+        "spec",
+        "stateful",
+        "upstreams",
+    )
 
     def __init__(self, pool: Pool, stats: FunctionStats, *, key_by_default: bool) -> None:
         spec = pool.version.spec
@@ -36,6 +45,7 @@ class Route(Destination):
         self.pool = pool
         self.spec = spec
         self.affinity = spec.session.affinity
+        self.stateful = pool.version.facts.stateful
         self.path = pool.version.facts.path.encode()
         self.prefix = _PREFIX + spec.name.encode()
         self.requires_key = key_by_default if spec.auth is None else spec.auth == "key"

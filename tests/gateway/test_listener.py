@@ -1,0 +1,42 @@
+"""What the listener's address and this process's descriptors allow."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from cove.errors import CoveError
+from cove.gateway.listener import is_loopback, listen
+
+ASK = "from cove.gateway.listener import most_connections; print(most_connections())"
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("localhost", True)]
+    + [("0.0.0.0", False), ("10.0.0.1", False), ("::", False), ("cove.example", False)],
+)
+def test_only_addresses_of_this_machine_are_loopback(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
+
+
+def test_a_port_in_use_is_said_with_what_to_do() -> None:
+    with listen("127.0.0.1", 0) as first:
+        with pytest.raises(CoveError) as caught:
+            listen("127.0.0.1", first.getsockname()[1])
+        assert caught.value.code == "conflict"
+        assert "--listen" in caught.value.hint
+
+
+@pytest.mark.parametrize(("hard", "most"), [(1024, 256), (4096, 1792), (100, 64)])
+def test_callers_leave_descriptors_for_instances(hard: int, most: int) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 256), hard))
+
+    done = subprocess.run(
+        [sys.executable, "-c", ASK], preexec_fn=limit, capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) == most
