@@ -294,7 +294,7 @@ async def _dial(path: str) -> socket.socket:
 
 
 async def _drivers(options: Options) -> tuple[dict[Isolation, Driver], list[Check]]:
-    """One driver per tier this machine has, best first, and what was found out on the way."""
+    """The driver of the best tier that is allowed here, and what was found out on the way."""
     state = options.data / "run"
     state.mkdir(exist_ok=True)
     runtime, checks = None, probe.machine()
@@ -308,13 +308,12 @@ async def _drivers(options: Options) -> tuple[dict[Isolation, Driver], list[Chec
             + "; ".join(f"{check.name}: {check.detail}" for check in checks if not check.ok),
             hint="`cove doctor` says more; --driver process needs none and isolates nothing",
         )
-    drivers: dict[Isolation, Driver] = {}
-    if runtime is not None:
-        parent = "cove-" + hashlib.sha256(str(options.data).encode()).hexdigest()[:12]
-        drivers["container"] = OciDriver(runtime, state / "oci", runtimes.SERVE, parent)
-    if options.driver != "oci":
-        drivers["process"] = ProcessDriver(runtimes.SERVE)
-    return drivers, checks
+    if runtime is None:
+        return {"process": ProcessDriver(runtimes.SERVE)}, checks
+    # Not both: authors of functions are hostile, and cove.toml, which they write, may demand a
+    # tier. What isolates nothing is for the operator to choose.
+    parent = "cove-" + hashlib.sha256(str(options.data).encode()).hexdigest()[:12]
+    return {"container": OciDriver(runtime, state / "oci", runtimes.SERVE, parent)}, checks
 
 
 async def _doctor() -> list[dict[str, object]]:

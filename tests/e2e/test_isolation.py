@@ -115,6 +115,14 @@ async def test_memory_is_bounded_and_the_death_is_survived(contained: Installati
         assert text(await mcp.call_tool("eat", {"mebibytes": 1})) == "1048576"
 
 
+def test_a_function_cannot_choose_to_run_outside_a_container(contained: Installation) -> None:
+    toml = 'isolation = "process"\n'
+    demanded = contained.deploy("rootly", {"server.py": LOOK}, toml, code=1)
+    assert "demands isolation" in demanded.err
+    assert "--driver process" in demanded.err
+    assert not contained.says("isolation", "process (")
+
+
 async def test_a_plain_process_says_that_it_isolates_nothing(plain: Installation) -> None:
     said = plain.deploy("look", {"server.py": LOOK}, '[scale]\nidle = "1s"\n')
     assert "isolates nothing" in said.out + said.err

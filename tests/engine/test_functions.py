@@ -132,6 +132,15 @@ async def test_a_cancelled_release_leaves_nothing_running(bench: Bench) -> None:
     assert bench.driver.running == {}
 
 
+async def test_a_tier_that_is_not_offered_is_refused_with_the_next_step(bench: Bench) -> None:
+    bench.functions._drivers = {"container": bench.driver}
+    assert bench.functions._isolation(FunctionSpec("fn", isolation="container")) == "container"
+    with pytest.raises(CoveError) as refused:
+        bench.functions._isolation(FunctionSpec("fn", isolation="process"))
+    assert refused.value.code == "isolation_unavailable"
+    assert "--driver process" in refused.value.hint
+
+
 async def test_many_releases_leave_no_pools_behind(bench: Bench) -> None:
     for _ in range(5):
         await bench.release()

@@ -32,6 +32,11 @@ Probe = Callable[[Instance, FunctionSpec], Awaitable[Facts]]
 
 _UNPACKED_BYTES = 1024**3
 _UNPACKED_FILES = 50_000
+_UNAVAILABLE: Mapping[Isolation, str] = {
+    "container": "`cove doctor` says what is missing",
+    "process": "it isolates nothing: leave the line out, or the operator starts Cove with "
+    "--driver process to allow it",
+}
 
 
 @dataclass(slots=True)
@@ -152,7 +157,7 @@ class Functions:
                 raise CoveError(
                     "isolation_unavailable",
                     f"{spec.name} demands isolation = {spec.isolation!r}, which this Cove has not",
-                    hint=f"it has: {', '.join(self._drivers)}; `cove doctor` says what is missing",
+                    hint=_UNAVAILABLE[spec.isolation],
                 )
             return spec.isolation
         return "container" if "container" in self._drivers else "process"
