@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -243,6 +244,71 @@ async def test_starts_at_one_time_are_bounded(bench: Bench) -> None:
     pool = bench.pool(version(min=8))
     await bench.until(lambda: len(pool.ready) == 8)
     assert most == 2
+
+
+class Slow(FakeDriver):
+    """Its programs run at once; those of the function `slow` open no port."""
+
+    async def start(self, launch: Launch) -> FakeRunning:
+        running = await super().start(launch)
+        if launch.function == "slow":
+            assert running._server is not None
+            running._server.close()
+        return running
+
+
+@pytest.mark.parametrize("driver", [Slow()])
+async def test_slow_starts_of_one_function_do_not_hold_up_anothers(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cove.engine.supervisor._TURN", 0.05)
+    deployed = version(startup=60.0, min=20)
+    slow = bench.pool(replace(deployed, function="slow"))
+    await bench.until(lambda: len(slow.starting) == 2)
+    other = bench.pool(version())
+    assert (await other.wait(slot=False, timeout=1.0)).state is InstanceState.READY
+    assert len(slow.starting) == 2  # and they are bounded while they last
+    await asyncio.wait_for(bench.supervisor.close(), BOUND)
+    assert (slow.instances, bench.driver.running) == ([], {})
+
+
+@pytest.mark.parametrize("driver", [Deaf()])
+async def test_closing_does_not_wait_for_a_first_start_that_never_opens(bench: Bench) -> None:
+    pool = bench.pool(version(startup=60.0), live=False)
+    deploying = asyncio.create_task(bench.supervisor.first(pool, nothing))
+    await bench.until(lambda: bench.driver.running)
+    await asyncio.wait_for(bench.supervisor.close(), 1.0)
+    with pytest.raises(CoveError, match="stopping"):
+        await asyncio.wait_for(deploying, 1.0)
+    assert (pool.instances, bench.driver.running) == ([], {})
+    with pytest.raises(CoveError, match="stopping"):
+        await bench.supervisor.first(pool, nothing)
+    assert (pool.instances, bench.driver.running) == ([], {})
+
+
+async def test_closing_ends_an_instance_that_a_deploy_still_looks_at(bench: Bench) -> None:
+    pool = bench.pool(live=False)
+    looking = asyncio.Event()
+
+    async def look(instance: Instance) -> None:
+        looking.set()
+        await asyncio.sleep(BOUND)
+
+    deploying = asyncio.create_task(bench.supervisor.first(pool, look))
+    await asyncio.wait_for(looking.wait(), BOUND)
+    await asyncio.wait_for(bench.supervisor.close(), 1.0)
+    assert (pool.instances, bench.driver.running) == ([], {})
+    deploying.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await deploying
+
+
+async def test_closing_ends_a_start_that_has_not_begun(bench: Bench) -> None:
+    pool = bench.pool(version(min=1))
+    assert pool.starting
+    async with asyncio.timeout(1.0):  # in this task: the start's own has not had its first step
+        await bench.supervisor.close()
+    assert (pool.instances, bench.driver.started) == ([], [])
 
 
 # What an instance prints.

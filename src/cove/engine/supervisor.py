@@ -26,10 +26,19 @@ _THROTTLE_AFTER = 1.0
 _STOP_GRACE = 5.0
 _RETRY_FIRST, _RETRY_MOST = 0.5, 10.0
 _TICK = 0.25
+_TURN = 2.0
+_CLOSE = _STOP_GRACE + 10.0
+_ENDING = "this Cove is stopping"
+_AGAIN = "try again when it is up"
 
 
 class Supervisor:
-    """Starts and stops instances of the pools it is shown, through one driver per tier."""
+    """Starts and stops instances of the pools it is shown, through one driver per tier.
+
+    `parallel_starts` instances are brought up at one time, whosever they are. One that takes
+    long gives its turn to the next after `_TURN` seconds; so that a slow program's starts are
+    bounded still, no pool has more than `parallel_starts` under way.
+    """
 
     def __init__(
         self,
@@ -39,10 +48,13 @@ class Supervisor:
         on_start: Callable[[Pool, float], None] | None = None,
     ) -> None:
         self._drivers = drivers
-        self._starts = asyncio.Semaphore(parallel_starts)
+        self._parallel = parallel_starts
+        self._turns = asyncio.Semaphore(parallel_starts)
         self._pools: set[Pool] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._starting: dict[Instance, asyncio.Task[None]] = {}
+        self._given_up: set[Instance] = set()
+        self._every: dict[Instance, Pool] = {}
         self._on_start = on_start
         self._closing = False
 
@@ -62,8 +74,8 @@ class Supervisor:
         decision = decide(pool.demand(now), spec.scale, spec.session.per_instance, live=pool.live)
         # Who waits for the only instance is answered by the start, even by its failure; others
         # have a chance of room, and a program that does not stay up has its pause.
-        if now >= pool.retry_at or (pool.waiting and not pool.ready):
-            for _ in range(decision.start):
+        if now >= pool.retry_at or (pool.waiting and not pool.ready and not pool.starting):
+            for _ in range(min(decision.start, self._parallel - len(pool.starting))):
                 self._spawn(pool, "cold")
         stopping = set(decision.stop)
         for instance in [i for i in pool.ready if i.id in stopping]:
@@ -88,12 +100,24 @@ class Supervisor:
     # Starting.
 
     def _spawn(self, pool: Pool, by: str) -> Instance:
+        if self._closing:
+            raise CoveError(
+                "draining", f"{pool.version.function} is not started: {_ENDING}", hint=_AGAIN
+            )
         instance = Instance(new_id(pool.version), started_at=clock.wall(), started_by=by)
         pool.starting.append(instance)
+        self._every[instance] = pool
         task = asyncio.create_task(self._start(pool, instance))
         self._starting[instance] = task
+        task.add_done_callback(lambda task: self._started(pool, instance))
         self._keep(task)
         return instance
+
+    def _started(self, pool: Pool, instance: Instance) -> None:
+        self._starting.pop(instance, None)
+        self._given_up.discard(instance)
+        if instance.state is InstanceState.STARTING:
+            self._gone(pool, instance)  # cancelled before it had begun
 
     async def first(self, pool: Pool, probe: Callable[[Instance], Awaitable[None]]) -> None:
         """Start one instance of a pool that is not live yet and let `probe` look at it.
@@ -102,7 +126,7 @@ class Supervisor:
         """
         instance = self._spawn(pool, "cold")
         try:
-            await asyncio.shield(self._starting[instance])
+            await asyncio.wait([self._starting[instance]])
         except asyncio.CancelledError:
             self.stop(pool, instance)
             raise
@@ -122,9 +146,7 @@ class Supervisor:
     async def _start(self, pool: Pool, instance: Instance) -> None:
         begun = asyncio.get_running_loop().time()
         try:
-            async with self._starts:
-                running = await self._launch(pool, instance)
-                await self._until_open(pool.version, instance, running)
+            await self._bring_up(pool, instance)
         except Exception as error:
             await self._give_up(pool, instance)
             self._start_failed(pool, instance, error)
@@ -132,8 +154,6 @@ class Supervisor:
         except BaseException:
             await self._give_up(pool, instance)
             raise
-        finally:
-            self._starting.pop(instance, None)
         loop = asyncio.get_running_loop()
         loop.call_later(_THROTTLE_AFTER, _throttle, instance)
         if instance.state is not InstanceState.STARTING:
@@ -142,6 +162,16 @@ class Supervisor:
         if self._on_start is not None:
             self._on_start(pool, loop.time() - begun)
         log.info("instance ready", instance=instance.id, ms=round((loop.time() - begun) * 1000))
+        self.wake(pool)  # for the next, where more were wanted than may start at one time
+
+    async def _bring_up(self, pool: Pool, instance: Instance) -> None:
+        with contextlib.ExitStack() as turn:
+            await self._turns.acquire()
+            turn.callback(self._turns.release)
+            running = await self._launch(pool, instance)
+            early = asyncio.get_running_loop().call_later(_TURN, turn.close)
+            turn.callback(early.cancel)
+            await self._until_open(pool.version, instance, running)
 
     def _start_failed(self, pool: Pool, instance: Instance, error: Exception) -> None:
         if not isinstance(error, CoveError):
@@ -218,6 +248,7 @@ class Supervisor:
         )
 
     async def _give_up(self, pool: Pool, instance: Instance) -> None:
+        self._given_up.add(instance)
         if instance.running is not None:
             await instance.running.stop(0)
         self._gone(pool, instance)
@@ -227,7 +258,8 @@ class Supervisor:
     def stop(self, pool: Pool, instance: Instance) -> None:
         """End an instance: at once out of the pool, then its requests, then the program."""
         if instance.state is InstanceState.STARTING:
-            if (task := self._starting.get(instance)) is not None:
+            task = self._starting.get(instance)
+            if task is not None and instance not in self._given_up:
                 task.cancel()
             return
         if instance.state is not InstanceState.READY:
@@ -255,6 +287,7 @@ class Supervisor:
 
     def _gone(self, pool: Pool, instance: Instance) -> None:
         pool.drop(instance)
+        self._every.pop(instance, None)
         instance.output.close()
         if instance.state is not InstanceState.STOPPED:
             instance.move(InstanceState.STOPPED)
@@ -269,25 +302,35 @@ class Supervisor:
         self._pools.discard(pool)
         pool.live = False
         pool.fail_waiting(reason)
-        await self._stop_all([pool])
+        await self._stop_all(pool)
 
     async def close(self) -> None:
-        """End everything. Nothing is started any more."""
-        self._closing = True
-        await self._stop_all(list(self._pools))
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        """End everything, a deploy's first instance too. Nothing is started any more.
 
-    async def _stop_all(self, pools: list[Pool]) -> None:
+        Takes `_CLOSE` seconds at most, whatever programs do.
+        """
+        self._closing = True
+        for instance in self._starting:
+            instance.failure = CoveError("draining", _ENDING, hint=_AGAIN)
+        for pool in self._pools:
+            pool.fail_waiting(CoveError("draining", _ENDING, hint=_AGAIN))
+        for instance, pool in list(self._every.items()):
+            self.stop(pool, instance)
+        if self._tasks:
+            _, left = await asyncio.wait(self._tasks, timeout=_CLOSE)
+            if left:
+                log.error("instances did not end", instances=[i.id for i in self._every])
+
+    async def _stop_all(self, pool: Pool) -> None:
         ends: list[asyncio.Future[Exit] | asyncio.Task[None]] = []
-        for pool in pools:
-            for instance in pool.instances:
-                self.stop(pool, instance)
-                if instance.running is not None:
-                    ends.append(instance.running.exited)
-            ends += [task for instance, task in self._starting.items() if instance in pool.starting]
+        for instance in pool.instances:
+            self.stop(pool, instance)
+            if instance.running is not None:
+                ends.append(instance.running.exited)
+            if (task := self._starting.get(instance)) is not None:
+                ends.append(task)
         if ends:
-            await asyncio.wait(ends, timeout=_STOP_GRACE + 10)
+            await asyncio.wait(ends, timeout=_CLOSE)
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
