@@ -24,7 +24,7 @@ class EventStream:
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._chunked = exchange.version == b"1.1"
-        exchange.is_stream = True
+        exchange.stream()
 
     @property
     def started(self) -> bool:

@@ -46,6 +46,7 @@ class Exchange:
     buffered = 0
     body_done = False
     is_stream = False
+    owes = False
     started = False
     finished = False
     gone = False
@@ -185,6 +186,15 @@ class Exchange:
         if not self.finished:
             self.finished = True
             self.connection.abort()
+
+    def stream(self, *, owes: bool = False) -> None:
+        """From here on the reply ends when its client or its source does.
+
+        A drain waits for one that `owes` answers, and for no other.
+        """
+        self.is_stream, self.owes = True, owes
+        if not owes:
+            self.connection.settle()
 
     async def drain(self) -> None:
         """Until the client has taken what was written."""

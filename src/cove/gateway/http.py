@@ -99,7 +99,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._app.closed(self)
-        self._settle()
+        self.settle()
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
         for exchange in [self._active, *self._queue]:
@@ -278,7 +278,7 @@ class Connection(asyncio.Protocol):
         """The active exchange is answered: on to the next one, or close."""
         self._active = None
         if self._settled is not None:
-            self._settle()
+            self.settle()
         if self._transport.is_closing():
             return
         if not keep_alive or not exchange.body_done:
@@ -332,8 +332,9 @@ class Connection(asyncio.Protocol):
 
     @property
     def busy(self) -> bool:
-        """A request is being served that its reply will end; streams are not waited for."""
-        return self._active is not None and not self._active.is_stream
+        """A request is being served that its reply will end, or a stream that owes answers."""
+        active = self._active
+        return active is not None and (active.owes or not active.is_stream)
 
     def idle(self) -> asyncio.Future[None]:
         """Done when what is being served has been answered, or the connection has gone."""
@@ -341,7 +342,8 @@ class Connection(asyncio.Protocol):
             self._settled = self._loop.create_future()
         return self._settled
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
+        """What was served may be waited for no more."""
         if self._settled is not None and not self._settled.done():
             self._settled.set_result(None)
 

@@ -86,7 +86,7 @@ class SseSession:
                     hint="retry when earlier ones are answered, or raise scale.concurrency",
                 )
             self._open[ident] = loop.call_later(timeout, self._overdue, ident)
-        self.session.inflight = len(self._open)
+        self._count()
         return fresh
 
     def hears(self, data: bytes) -> None:
@@ -112,7 +112,11 @@ class SseSession:
             if timer is not None:
                 timer.cancel()
                 self.pool.release(self.instance, now)
+        self._count()
+
+    def _count(self) -> None:
         self.session.inflight = len(self._open)
+        self.call.exchange.stream(owes=bool(self._open))
 
     def fail(self, ident: messages.RequestId, text: str) -> None:
         """Answer a request, if it is still open, with an error of Cove's own."""

@@ -24,6 +24,7 @@ class Tunnel:
         exchange.on_gone = self._end
         exchange.on_deadline = self._end
         exchange.on_pause = self._client_pauses
+        exchange.stream()
         self._upstream.tunnel(self._from_instance, self._instance_pauses)
         exchange.connection.tunnel(self._upstream.send)
 
