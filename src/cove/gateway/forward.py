@@ -270,7 +270,10 @@ class Forward:
             return None
         if not messages.is_initialize(b"".join(self._first)):
             return None
-        return self._gateway.affinity.learn(visit, value)
+        token = self._gateway.affinity.learn(visit, value)
+        if visit.session is not None:
+            self._gateway.farewells.expect(visit.route, visit.session)
+        return token
 
     def body(self, data: bytes) -> None:
         self._out.append(_chunk(data) if self._chunked else data)

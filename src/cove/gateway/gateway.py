@@ -15,6 +15,7 @@ from cove.gateway import held, sse_backend, sse_bridge, streamable_bridge
 from cove.gateway.affinity import Affinity, Visit, Way
 from cove.gateway.destination import Destination
 from cove.gateway.exchange import Exchange
+from cove.gateway.farewell import Farewells
 from cove.gateway.forward import Forward, too_large
 from cove.gateway.heads import SentHead
 from cove.gateway.http import Connection
@@ -50,6 +51,7 @@ class Gateway:
         self.routes = routes
         self.policy = policy
         self.affinity = affinity
+        self.farewells = Farewells(self.keep)
         self.draining = False
         self._metrics = metrics
         self._api = api
