@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
@@ -16,6 +17,7 @@ from cove.engine.instance import Instance
 from cove.errors import CoveError
 from cove.gateway.eventstream import parsed, pass_whole
 from cove.gateway.forward import too_large
+from cove.gateway.head import Headers
 from cove.gateway.heads import request_head
 from cove.gateway.sse_session import SseSession, find
 from cove.gateway.upstream import Response, fetch
@@ -24,7 +26,8 @@ from cove.mcp import sse
 if TYPE_CHECKING:
     from cove.gateway.gateway import Call
 
-_REPLY_BYTES = 1024 * 1024
+REPLY_BYTES = 1024 * 1024
+"""The most that a server says to a message beside its stream."""
 
 
 async def stream(call: Call) -> None:
@@ -76,19 +79,25 @@ async def open_stream(
         # Bounds the wait for the endpoint event, not what follows.
         async with asyncio.timeout(call.route.timeout):
             response = await stack.enter_async_context(
-                fetch(call.route.upstream(instance), _head(call))
+                fetch(
+                    call.route.upstream(instance),
+                    own_head(call, b"GET", [(b"accept", b"text/event-stream")]),
+                )
             )
             if response.status >= 400:
-                await pass_whole(call.exchange, response, _REPLY_BYTES)
+                await pass_whole(call.exchange, response, REPLY_BYTES)
                 raise AnsweredError
             events = parsed(response)
             remote = await _endpoint(call, response, events)
         yield response, remote, events
 
 
-def _head(call: Call) -> bytes:
-    """The GET for the stream, with the caller's headers, whatever the caller's own method."""
-    method = call.exchange.method
+def own_head(call: Call, method: bytes, instead: Headers) -> bytes:
+    """A request without a body that Cove makes for a caller, with that caller's headers.
+
+    `instead` replaces some of them.
+    """
+    called = call.exchange.method
     head = request_head(
         call.exchange,
         call.route,
@@ -96,10 +105,10 @@ def _head(call: Call) -> bytes:
         prefix=call.prefix,
         key=call.by_key,
         remote=None,
-        length=None if method == b"GET" else 0,
-        instead=[(b"accept", b"text/event-stream")],
+        length=None if called == b"GET" else 0,
+        instead=instead,
     )
-    return b"GET" + head.removeprefix(method)
+    return method + head.removeprefix(called)
 
 
 async def _endpoint(call: Call, response: Response, events: AsyncIterator[sse.Event]) -> bytes:
@@ -126,6 +135,22 @@ def resolve(base: bytes, endpoint: bytes, prefix: bytes = b"") -> bytes:
     return (path + (f"?{joined.query}" if joined.query else "")).encode()
 
 
+def posted(
+    call: Call, instance: Instance, target: bytes, body: bytes
+) -> AbstractAsyncContextManager[Response]:
+    """A caller's message, posted to where the server takes them; what it says to that."""
+    head = request_head(
+        call.exchange,
+        call.route,
+        target,
+        prefix=call.prefix,
+        key=call.by_key,
+        remote=None,
+        length=len(body),
+    )
+    return fetch(call.route.upstream(instance), head, body)
+
+
 async def post(call: Call) -> None:
     """POST to the messages path: sent on to where the endpoint event said."""
     session = find(call)
@@ -133,23 +158,14 @@ async def post(call: Call) -> None:
     if body is None:
         raise too_large(call.route)
     ids = session.asks(body)
-    head = request_head(
-        call.exchange,
-        call.route,
-        session.remote,
-        prefix=call.prefix,
-        key=call.by_key,
-        remote=None,
-        length=len(body),
-    )
     accepted = False
     try:
         async with (
             asyncio.timeout(call.route.timeout),
-            fetch(call.route.upstream(session.instance), head, body) as response,
+            posted(call, session.instance, session.remote, body) as response,
         ):
             accepted = response.status < 300
-            await pass_whole(call.exchange, response, _REPLY_BYTES)
+            await pass_whole(call.exchange, response, REPLY_BYTES)
     finally:
         if not accepted:
             session.answered(*ids)

@@ -12,13 +12,16 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from cove.engine.instance import Instance
+from cove.errors import CoveError
 from cove.gateway.eventstream import parsed
 from cove.gateway.forward import too_large
 from cove.gateway.head import Headers
 from cove.gateway.heads import request_head
 from cove.gateway.replies import simple_reply
+from cove.gateway.room import Room
+from cove.gateway.sse_backend import own_head
 from cove.gateway.sse_session import SseSession, find
-from cove.gateway.upstream import Response, fetch, plain_head
+from cove.gateway.upstream import Response, fetch
 from cove.mcp import messages, sse
 
 if TYPE_CHECKING:
@@ -50,10 +53,7 @@ async def post(call: Call) -> None:
     """POST to the messages path: accepted, and sent on."""
     session = find(call)
     assert isinstance(session, _Bridged)
-    body = await call.exchange.read_body(call.route.body)
-    if body is None:
-        raise too_large(call.route)
-    session.pass_on(call, body, session.asks(body))
+    await session.accept(call)
     call.exchange.write(simple_reply(202, b"Accepted", extra=b"X-Request-Id: " + call.exchange.id))
     call.exchange.finish()
 
@@ -67,21 +67,55 @@ class _Bridged(SseSession):
         self._backend: Headers = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._order: asyncio.Task[None] | None = None
+        self._room = Room()
 
-    def pass_on(self, call: Call, body: bytes, ids: list[messages.RequestId]) -> None:
+    async def accept(self, call: Call) -> None:
+        """Take a client's message and see to it that it is sent on.
+
+        A request's claim bounds what is held of it; other messages, which claim nothing, wait
+        with their client until there is room for them. `session_not_found` where the session
+        ends first.
+        """
+        try:
+            async with asyncio.timeout(call.route.timeout):
+                claim = await self._room.take(call.exchange.length)
+        except TimeoutError:
+            raise CoveError(
+                "too_many_requests",
+                f"{call.route.name} has not taken this session's earlier messages",
+                hint="retry when it has",
+            ) from None
+        kept = False
+        try:
+            body = await call.exchange.read_body(call.route.body)
+            if body is None:
+                raise too_large(call.route)
+            ids = self.asks(body)
+            task = self._pass_on(call, body, ids)
+            if not ids:
+                kept = True
+                task.add_done_callback(lambda _: self._room.give_back(claim))
+        finally:
+            if not kept:
+                self._room.give_back(claim)
+
+    def _pass_on(
+        self, call: Call, body: bytes, ids: list[messages.RequestId]
+    ) -> asyncio.Task[None]:
         """Send a client's message to the server; its answer goes to the stream."""
-        task = asyncio.create_task(self._pass_on(call, body, ids, self._order))
+        task = asyncio.create_task(self._deliver(call, body, ids, self._order))
         # What follows initialize needs the session id it brings, and notifications come in order.
         if not ids or messages.is_initialize(body):
             self._order = task
         self._keep(task)
+        return task
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         self.call.gateway.keep(task)
 
-    async def _pass_on(
+    async def _deliver(
         self,
         call: Call,
         body: bytes,
@@ -114,6 +148,9 @@ class _Bridged(SseSession):
                 *self._backend,
             ],
         )
+
+    def _own_head(self, method: bytes, headers: Headers) -> bytes:
+        return own_head(self.call, method, [*headers, *self._backend])
 
     async def _exchange(self, head: bytes, body: bytes, ids: list[messages.RequestId]) -> None:
         opens = not self._backend and messages.is_initialize(body)
@@ -171,10 +208,10 @@ class _Bridged(SseSession):
 
         Negative seconds where the server offers no such stream.
         """
-        headers = [(b"accept", b"text/event-stream"), *self._backend]
+        headers = [(b"accept", b"text/event-stream")]
         if last:
             headers.append((b"last-event-id", last))
-        head = plain_head(b"GET", self.call.route.path, headers, port=self.call.route.port)
+        head = self._own_head(b"GET", headers)
         async with fetch(self._upstream, head) as response:
             if response.status != 200 or not response.is_stream:
                 return b"", -1.0
@@ -206,7 +243,7 @@ class _Bridged(SseSession):
             self.call.gateway.keep(asyncio.create_task(self._delete()))
 
     async def _delete(self) -> None:
-        head = plain_head(b"DELETE", self.call.route.path, self._backend, port=self.call.route.port)
+        head = self._own_head(b"DELETE", [])
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(_END_SECONDS), fetch(self._upstream, head) as response:
                 await response.read(_ANSWER_BYTES)

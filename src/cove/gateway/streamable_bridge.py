@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+import structlog
 
 from cove.engine.instance import Instance
 from cove.engine.pool import Pool
@@ -22,18 +23,17 @@ from cove.gateway.affinity import unknown_session
 from cove.gateway.eventstream import EventStream
 from cove.gateway.exchange import Exchange
 from cove.gateway.forward import too_large
-from cove.gateway.heads import request_head
+from cove.gateway.inbox import Inbox, Unclaimed
 from cove.gateway.replies import simple_reply
-from cove.gateway.sse_backend import AnsweredError, open_stream
-from cove.gateway.upstream import Response, fetch
+from cove.gateway.sse_backend import REPLY_BYTES, AnsweredError, open_stream, posted
+from cove.gateway.upstream import Response
 from cove.mcp import messages, sse
 from cove.mcp.classify import Era, era
 
 if TYPE_CHECKING:
     from cove.gateway.gateway import Call
 
-_WAITING = 100
-_REPLY_BYTES = 1024 * 1024
+log = structlog.get_logger("cove.gateway")
 
 
 async def serve(call: Call) -> None:
@@ -108,40 +108,6 @@ def _reply(call: Call, status: int, body: bytes, kind: bytes = b"text/plain") ->
     call.exchange.finish()
 
 
-class _Inbox:
-    """Messages on their way to one client stream, in order. `token` names its progress."""
-
-    def __init__(self, exchange: Exchange, token: messages.RequestId | None = None) -> None:
-        self.exchange = exchange
-        self.token = token
-        self._items: deque[bytes] = deque()
-        self._closed = False
-        self._wake = asyncio.Event()
-
-    @property
-    def takes(self) -> bool:
-        """Whether what is put here has a client to reach."""
-        return not (self._closed or self.exchange.gone)
-
-    def put(self, data: bytes) -> None:
-        self._items.append(data)
-        self._wake.set()
-
-    def close(self) -> None:
-        """No more comes."""
-        self._closed = True
-        self._wake.set()
-
-    async def items(self) -> AsyncIterator[bytes]:
-        while True:
-            while self._items:
-                yield self._items.popleft()
-            if self._closed:
-                return
-            self._wake.clear()
-            await self._wake.wait()
-
-
 class _Bridge:
     """One session: Cove's event stream at the server, and the caller's open requests."""
 
@@ -157,9 +123,9 @@ class _Bridge:
         self._instance = instance
         self._remote = remote
         self._response = response
-        self._requests: dict[messages.RequestId, _Inbox] = {}
-        self._listener: _Inbox | None = None
-        self._waiting: deque[bytes] = deque(maxlen=_WAITING)
+        self._requests: dict[messages.RequestId, Inbox] = {}
+        self._listener: Inbox | None = None
+        self._waiting = Unclaimed()
         self._session: Session = affinity.enrol(self._pool, instance, call.principal, token)
         self._session.attached = self
         self._session.on_end.add(self._ended)
@@ -186,36 +152,43 @@ class _Bridge:
                 call.gateway.affinity.give_up(call.route.pool, instance)
             raise
 
-    def hear(self, data: bytes) -> None:
-        """A message from the server, or a batch of them: each to whom it is for."""
+    async def hear(self, data: bytes) -> None:
+        """A message from the server, or a batch of them: each to whom it is for.
+
+        Waits while that is a client which does not take what it has been sent.
+        """
         self._affinity.touch(self._session)
         try:
             parsed = messages.parse(data)
         except ValueError:
             return
         for message in parsed:
-            self._take(message, data if len(parsed) == 1 else messages.dump(message))
+            await self._take(message, data if len(parsed) == 1 else messages.dump(message))
 
-    def _take(self, message: dict[str, Any], data: bytes) -> None:
+    async def _take(self, message: dict[str, Any], data: bytes) -> None:
         ident = messages.answer_id(message)
         if ident is not None:
-            inbox = self._requests.pop(ident, None)
-            if inbox is not None:
-                inbox.put(data)
-                inbox.close()
+            inbox = self._requests.get(ident)
+            if inbox is not None and await inbox.put(data):
+                self._settle(ident)
             return
-        found = self._stream_for(message)
-        if found is not None:
-            found.put(data)
-        else:
-            self._waiting.append(data)
+        while (found := self._stream_for(message)) is not None:
+            if await found.put(data):
+                return
+        if dropped := self._waiting.add(data):
+            log.warning(
+                "messages that no client took were dropped",
+                function=self._pool.version.function,
+                session=self._session.id,
+                count=dropped,
+            )
 
-    def _stream_for(self, message: dict[str, Any]) -> _Inbox | None:
-        open_ = [inbox for inbox in self._requests.values() if inbox.takes]
+    def _stream_for(self, message: dict[str, Any]) -> Inbox | None:
+        open_ = list(dict.fromkeys(inbox for inbox in self._requests.values() if inbox.takes))
         token = messages.progress_token(message)
         if token is not None:
             for inbox in open_:
-                if inbox.token == token:
+                if token in inbox.tokens:
                     return inbox
         if len(open_) == 1:
             return open_[0]
@@ -231,36 +204,39 @@ class _Bridge:
         `claimed`: a claim on the instance is handed over. What asks nothing needs none: the
         request that it answers or takes back may hold the only one.
         """
-        inboxes = {
-            ident: _Inbox(call.exchange, messages.progress_token(message))
-            for message in parsed
-            if (ident := messages.request_id(message)) is not None
-        }
-        held = claimed or (bool(inboxes) and self._claim(inboxes))
+        ids = [i for m in parsed if (i := messages.request_id(m)) is not None]
+        inbox = Inbox(call.exchange, ids, map(messages.progress_token, parsed))
+        held = claimed or (bool(ids) and self._claim(inbox))
         self._affinity.touch(self._session)
         self._session.inflight += 1
-        self._requests |= inboxes
+        self._requests |= dict.fromkeys(inbox.open, inbox)
+        sending = asyncio.create_task(self._send(call, body, inbox))
         try:
             async with asyncio.timeout(call.route.timeout):
-                await self._send(call, body)
+                # A server that says much before it accepts has to be heard meanwhile.
+                await asyncio.wait({sending, inbox.filled}, return_when=asyncio.FIRST_COMPLETED)
+                if sending.done():
+                    sending.result()
                 for message in parsed:
-                    self._give_up(messages.cancelled_id(message))
-                if inboxes:
-                    await self._answer(call, inboxes)
+                    self._settle(messages.cancelled_id(message))
+                if ids:
+                    await self._answer(call, inbox)
                 else:
                     _reply(call, 202, b"")
         except TimeoutError:
-            self._fail(call, inboxes)
+            self._fail(call, inbox)
         finally:
-            for ident, inbox in inboxes.items():
-                if self._requests.get(ident) is inbox:
-                    del self._requests[ident]
+            if not sending.cancel() and not sending.cancelled():
+                sending.exception()  # the client has been told by other words
+            inbox.close()
+            for ident in list(inbox.open):
+                self._settle(ident)
             self._session.inflight -= 1
             if held:
                 self._pool.release(self._instance, asyncio.get_running_loop().time())
 
-    def _claim(self, inboxes: dict[messages.RequestId, _Inbox]) -> bool:
-        if self._requests.keys() & inboxes.keys():
+    def _claim(self, inbox: Inbox) -> bool:
+        if self._requests.keys() & inbox.open.keys():
             raise CoveError("bad_request", "a request with this id is not answered yet")
         if not self._pool.claim_on(self._instance):
             raise CoveError(
@@ -270,47 +246,42 @@ class _Bridge:
             )
         return True
 
-    def _give_up(self, ident: messages.RequestId | None) -> None:
-        """The client has taken a request back: the server need not answer it any more."""
+    def _settle(self, ident: messages.RequestId | None) -> None:
+        """A request has its answer, or needs none any more: its client has taken it back."""
         inbox = self._requests.pop(ident, None) if ident is not None else None
-        if inbox is not None:
+        if inbox is not None and ident is not None:
+            inbox.answered(ident)
+
+    async def _send(self, call: Call, body: bytes, inbox: Inbox) -> None:
+        try:
+            async with posted(call, self._instance, self._remote, body) as response:
+                text = await response.read(REPLY_BYTES)
+        except OSError:
             inbox.close()
+            raise
+        if response.status >= 300:
+            inbox.close()
+            raise CoveError(
+                "bad_gateway",
+                f"{call.route.name} answered {response.status} to a message: "
+                f"{text[:200].decode(errors='replace')}",
+            )
 
-    async def _send(self, call: Call, body: bytes) -> None:
-        head = request_head(
-            call.exchange,
-            call.route,
-            self._remote,
-            prefix=call.prefix,
-            key=call.by_key,
-            remote=None,
-            length=len(body),
-        )
-        async with fetch(call.route.upstream(self._instance), head, body) as response:
-            text = await response.read(_REPLY_BYTES)
-            if response.status >= 300:
-                raise CoveError(
-                    "bad_gateway",
-                    f"{call.route.name} answered {response.status} to a message: "
-                    f"{text[:200].decode(errors='replace')}",
-                )
-
-    async def _answer(self, call: Call, inboxes: dict[messages.RequestId, _Inbox]) -> None:
+    async def _answer(self, call: Call, inbox: Inbox) -> None:
         out = EventStream(call.exchange)
         call.exchange.is_stream = False  # its end is near: drain waits for it
         out.start([(b"mcp-session-id", self._session.key.encode())])
         with out.commented():
-            while self._waiting:
-                await out.send(sse.encode(self._waiting.popleft()))
-            for ident, inbox in inboxes.items():
-                async for data in inbox.items():
-                    await out.send(sse.encode(data))
-                if self._requests.get(ident) is inbox:  # closed by the session's end
-                    text = f"{call.route.name}: the session has ended"
-                    await out.send(sse.encode(messages.error(-32603, text, ident)))
+            for data in self._waiting.take():
+                await out.send(sse.encode(data))
+            async for data in inbox.items():
+                await out.send(sse.encode(data))
+            for ident in inbox.open:  # closed by the session's end, or the server's refusal
+                text = f"{call.route.name}: the session has ended"
+                await out.send(sse.encode(messages.error(-32603, text, ident)))
         out.finish()
 
-    def _fail(self, call: Call, inboxes: dict[messages.RequestId, _Inbox]) -> None:
+    def _fail(self, call: Call, inbox: Inbox) -> None:
         """`limits.timeout` has passed."""
         text = f"{call.route.name} did not answer within {call.route.timeout:g} s"
         out = EventStream(call.exchange)
@@ -318,23 +289,23 @@ class _Bridge:
             raise CoveError(
                 "timeout", text, hint="raise limits.timeout if its requests take longer"
             )
-        for ident in inboxes:
-            if ident in self._requests:
-                out.write(sse.encode(messages.error(-32603, text, ident)))
+        for ident in inbox.open:
+            out.write(sse.encode(messages.error(-32603, text, ident)))
         out.finish()
 
     @contextlib.contextmanager
-    def listening(self, exchange: Exchange) -> Iterator[_Inbox]:
+    def listening(self, exchange: Exchange) -> Iterator[Inbox]:
         """The session's GET stream; there is one at a time."""
         if self._listener is not None:
             raise CoveError("conflict", "Conflict: Only one SSE stream is allowed per session")
-        inbox = self._listener = _Inbox(exchange)
-        while self._waiting:
-            inbox.put(self._waiting.popleft())
+        inbox = self._listener = Inbox(exchange)
+        for data in self._waiting.take():
+            inbox.add(data)
         try:
             yield inbox
         finally:
             self._listener = None
+            inbox.close()
 
     def close(self) -> None:
         """End the session. Idempotent."""
@@ -358,7 +329,7 @@ async def _hear(call: Call, instance: Instance, opened: asyncio.Future[_Bridge])
             opened.set_result(bridge)
             async for event in events:
                 if event.data:
-                    bridge.hear(event.data)
+                    await bridge.hear(event.data)
     except (CoveError, AnsweredError, OSError) as error:
         if not opened.done():
             opened.set_exception(error)
