@@ -259,7 +259,11 @@ async def _flush(sessions: Sessions, store: Store) -> None:
             try:
                 await store.put_sessions(changed)
             except Exception:
-                log.exception("sessions were not kept", count=len(changed))
+                sessions.put_back(changed)
+                log.exception("sessions were not kept yet", count=len(changed))
+            except asyncio.CancelledError:
+                sessions.put_back(changed)  # for the last put
+                raise
 
 
 def _gauges(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -125,6 +128,65 @@ def test_records_tell_the_store_what_changed_and_only_that() -> None:
     sessions.end(session, 7.0)
     (record,) = sessions.take_changed()
     assert record.state is SessionState.ENDED
+
+
+def test_records_that_the_store_did_not_take_are_due_again() -> None:
+    sessions, pool = Sessions(), make_pool()
+    make_instance(pool)
+    runs, ended = placed(sessions, pool, "runs"), placed(sessions, pool, "ended")
+    sessions.end(ended, 1.0)
+    taken = sessions.take_changed()
+    ends_meanwhile = placed(sessions, pool, "meanwhile", 2.0)
+    sessions.put_back(taken)
+    sessions.put_back([replace(ends_meanwhile.record())])
+    sessions.end(ends_meanwhile, 3.0)
+    sessions.touch(runs, 7.0)
+    due = {record.id: record for record in sessions.take_changed()}
+    assert {ident: record.state for ident, record in due.items()} == {
+        runs.id: SessionState.RUNNING,
+        ended.id: SessionState.ENDED,
+        ends_meanwhile.id: SessionState.ENDED,
+    }
+    assert due[runs.id].last_at == runs.record().last_at  # as it is now
+    assert sessions.take_changed() == []
+
+
+def test_one_that_ended_while_the_store_failed_is_ended_there_too() -> None:
+    sessions, pool = Sessions(), make_pool()
+    make_instance(pool)
+    session = placed(sessions, pool)
+    taken = sessions.take_changed()
+    sessions.end(session, 1.0)
+    sessions.take_changed()
+    sessions.put_back(taken)
+    assert [record.state for record in sessions.take_changed()] == [SessionState.ENDED]
+
+
+def test_records_that_cannot_be_kept_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cove.engine.sessions._KEPT", 10)
+    sessions, pool = Sessions(), make_pool()
+    for n in range(100):
+        sessions.end(sessions.open(pool, "alice", str(n), 0.0), 1.0)
+        sessions.put_back(sessions.take_changed())
+    assert len(sessions.take_changed()) == 10
+
+
+def test_ended_sessions_are_let_go_long_before_their_time() -> None:
+    sessions, pool = Sessions(), make_pool(idle=1e6, lifetime=1e6)
+    make_instance(pool)
+    kept = placed(sessions, pool, "kept")
+    held = []
+    for n in range(1000):
+        session = placed(sessions, pool, str(n))
+        session.attached = Sessions()
+        held.append(weakref.ref(session.attached))
+        sessions.end(session, 1.0)
+        sessions.take_changed()
+    assert len(sessions._due) <= 200
+    gone = sum(ref() is None for ref in held)
+    assert gone >= 999  # the last may be `session`'s own
+    assert sessions.expire(1e7) == [kept]
+    assert (sessions._due, sessions._stale) == ([], 0)
 
 
 def test_sessions_are_listed_newest_first() -> None:

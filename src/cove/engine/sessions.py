@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import heapq
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from cove import clock
 from cove.engine.instance import Instance
@@ -91,6 +92,9 @@ class Session:
 
 Key = tuple[str, str, str]
 
+_FEW = 64
+_KEPT = 100_000
+
 
 class Sessions:
     """All running sessions, found by function, principal and key in one look-up.
@@ -101,7 +105,9 @@ class Sessions:
     def __init__(self) -> None:
         self._by_key: dict[Key, Session] = {}
         self._due: list[tuple[float, str, Session]] = []
+        self._stale = 0
         self._changed: dict[str, Session] = {}
+        self._ended: dict[str, SessionRecord] = {}
 
     def get(self, function: str, principal: str, key: str) -> Session | None:
         """The running session of that caller, if its instance still is."""
@@ -118,6 +124,18 @@ class Sessions:
         self._schedule(session)
         self._changed[session.id] = session
         return session
+
+    def put_back(self, records: Iterable[SessionRecord]) -> None:
+        """Records that the store did not take: they are due again, where nothing newer is.
+
+        Sessions that run are remembered all; of those that have ended, `_KEPT` at most.
+        """
+        running = {session.id: session for session in self._by_key.values()}
+        for record in records:
+            if (session := running.get(record.id)) is not None:
+                self._changed[session.id] = session
+            elif record.id not in self._changed and len(self._ended) < _KEPT:
+                self._ended[record.id] = replace(record, state=SessionState.ENDED)
 
     def place(self, session: Session, instance: Instance) -> None:
         """The session lives on `instance`, whose slot the caller has claimed.
@@ -152,6 +170,16 @@ class Sessions:
         listeners, session.on_end = session.on_end, set()
         for listener in listeners:
             listener()
+        session.attached = session.gone = None
+        self._forget_one()
+
+    def _forget_one(self) -> None:
+        # An ended session stays in the heap until its time: not more of them than of the others.
+        self._stale += 1
+        if self._stale > max(_FEW, len(self._due) // 2):
+            self._due = [item for item in self._due if item[2].state is not SessionState.ENDED]
+            heapq.heapify(self._due)
+            self._stale = 0
 
     def expire(self, now: float) -> list[Session]:
         """End every session whose time has come; returns them."""
@@ -159,8 +187,10 @@ class Sessions:
         while self._due and self._due[0][0] <= now:
             _, _, session = heapq.heappop(self._due)
             if session.state is SessionState.ENDED:
+                self._stale -= 1
                 continue
             if session.due() <= now:
+                self._stale -= 1  # it has left the heap already
                 self.end(session, now)
                 ended.append(session)
             else:
@@ -189,4 +219,5 @@ class Sessions:
     def take_changed(self) -> list[SessionRecord]:
         """Records of what changed since the last call, for the store."""
         changed, self._changed = self._changed, {}
-        return [session.record() for session in changed.values()]
+        ended, self._ended = self._ended, {}
+        return [*ended.values(), *(session.record() for session in changed.values())]
