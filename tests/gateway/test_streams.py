@@ -448,3 +448,49 @@ async def test_a_session_that_its_client_deletes_is_deleted_once(world: World) -
     assert reply.status == 200
     await asyncio.sleep(0.3)
     assert len(backend.of("DELETE")) == 1
+
+
+# Subscriptions.
+
+
+async def test_a_subscription_follows_its_callers_session_to_its_instance(world: World) -> None:
+    listens: list[str] = []
+
+    async def app(
+        launch: Launch, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        while (asked := await receive(reader)) is not None:
+            if b"subscriptions/listen" in asked.body:
+                listens.append(launch.id)
+                writer.write(STREAM_HEAD + event(note("notifications/message")))
+                await reader.read()
+                return
+            headers = "Content-Type: application/json\r\n"
+            writer.write(answer(result(1, on=launch.id), headers=headers))
+
+    facts = Facts("http", "/mcp", modern=True, legacy=False, stateful=False)
+    world.function(
+        app,
+        kind="mcp",
+        affinity="header:x-user",
+        facts=facts,
+        session={"per_instance": 2},
+        scale={"max": 3},
+    )
+    modern = "MCP-Protocol-Version: 2026-07-28\r\nMcp-Method: {}\r\nX-User: {}\r\n"
+    homes = {}
+    for user in "abc":
+        reply = await world.ask(
+            request("POST", "/fn/fn/mcp", call(1), headers=modern.format("tools/call", user))
+        )
+        homes[user] = reply.json["result"]["on"]
+    assert homes["c"] not in (homes["a"], homes["b"])
+    for user in "cab":
+        client = await world.client()
+        body = call(2, "subscriptions/listen", notifications={})
+        headers = modern.format("subscriptions/listen", user)
+        client.write(request("POST", "/fn/fn/mcp", body, headers=headers))
+        assert (await client.head()).status == 200
+        await client.chunk()
+        assert listens.pop() == homes[user]
+        client.abort()

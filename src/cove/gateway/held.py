@@ -125,7 +125,9 @@ class _Hold:
         return route is None or route.pool.on_change is not self._call.route.pool.on_change
 
     def _serves(self, instance: Instance) -> bool:
-        """Whether an instance is of the version that is live."""
+        """Whether an instance is the caller's own, or of the version that is live."""
+        if instance is self._keyed():
+            return True
         route = self._call.gateway.routes.get(self._call.route.name)
         return route is not None and instance in route.pool.ready
 
@@ -169,9 +171,22 @@ class _Hold:
     def _instance(self) -> Instance | None:
         if self._session is not None:
             return self._session.instance if not self._session.lost else None
+        if (own := self._keyed()) is not None:
+            return own
         pool = self._call.route.pool
         # where every session has an instance of its own, none is anybody else's
         return pool.ready[0] if pool.ready and not pool.exclusive else None
+
+    def _keyed(self) -> Instance | None:
+        """Where the caller's session is, if its requests are told apart by a key they bring."""
+        call = self._call
+        if call.route.affinity.kind in ("mcp", "none"):
+            return None
+        try:
+            session = call.gateway.affinity.peek(call.exchange, call.route, call.principal)
+        except CoveError:
+            return None
+        return session.instance if session is not None else None
 
     async def _begin(self) -> None:
         """The client's stream, where no server's answer has opened it."""
