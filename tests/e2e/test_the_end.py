@@ -21,22 +21,32 @@ def ending(request: pytest.FixtureRequest) -> Iterator[Installation]:
     yield from installed(request.param)
 
 
-async def test_a_running_call_is_answered_and_nothing_is_left(ending: Installation) -> None:
+async def test_running_calls_are_answered_and_nothing_is_left(ending: Installation) -> None:
     ending.deploy("every", {"server.py": EVERY}, "[scale]\nmin = 1\n")
+    ending.deploy("every-sse", {"server.py": EVERY}, 'transport = "sse"\n[scale]\nmin = 1\n')
     ending.deploy("hand", {"server.py": HAND}, 'command = "python server.py"\n')
-    pids = [i["pid"] for name in ("every", "hand") for i in ending.instances(name)]
+    pids = [i["pid"] for name in ("every", "every-sse", "hand") for i in ending.instances(name)]
     assert pids
     async with (
         asyncio.timeout(2 * PATIENCE),
         httpx2.AsyncClient(timeout=PATIENCE) as http,
-        client(ending, "every", "modern") as mcp,
+        client(ending, "every", "modern") as modern,
+        client(ending, "every", "sse") as bridged,
+        client(ending, "every-sse", "sse") as native,
+        client(ending, "every-sse", "legacy") as other,
     ):
-        await mcp.list_tools()  # what the client needs to read the answer
-        call = asyncio.create_task(mcp.call_tool("silent", {"seconds": 3.0}))
+        clients = (modern, bridged, native, other)
+        for mcp in clients:
+            await mcp.list_tools()  # what the client needs to read the answer
+        calls = [asyncio.create_task(mcp.call_tool("silent", {"seconds": 3.0})) for mcp in clients]
         held = asyncio.create_task(http.get(ending.mcp("hand"), headers={"accept": "*/*"}))
-        await until_async(lambda: any(i["requests"] for i in ending.instances("every")), "it runs")
+        for name in ("every", "every-sse"):
+            await until_async(
+                lambda name=name: sum(i["requests"] for i in ending.instances(name)) == 2,
+                "both calls run",
+            )
         stopped = asyncio.create_task(asyncio.to_thread(ending.stop))
-        assert text(await call) == "done"
+        assert [text(await call) for call in calls] == ["done"] * 4
         assert (await held).status_code == 200  # the stream had a proper end
         assert await stopped == 0
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
