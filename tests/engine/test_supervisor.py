@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import select
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -331,6 +334,36 @@ async def test_what_a_program_said_last_is_not_lost_with_it() -> None:
     os.close(write)
     output.close()
     assert output.tail() == ["Traceback", "boom"]
+
+
+async def test_a_flood_of_empty_lines_costs_little() -> None:
+    output = Output()
+    begun = time.thread_time()
+    for _ in range(20):
+        output._take(b"\n" * 65536)
+    assert time.thread_time() - begun < 0.1
+    output._take(b"end\n")
+    assert (len(output.tail(1000)), output.tail(1)) == (200, ["end"])
+
+
+async def test_who_prints_without_end_waits_at_its_pipe() -> None:
+    output = Output()
+    write = output.open()
+    os.set_blocking(write, False)
+    loop = asyncio.get_running_loop()
+    end, printed = loop.time() + 0.5, 0
+    while loop.time() < end:
+        with contextlib.suppress(BlockingIOError):
+            printed += os.write(write, b"x" * 999 + b"\n")
+        await asyncio.sleep(0)
+    assert 1024**2 < printed <= 7 * 1024**2  # a MiB each 0.1 s, and what the pipe holds
+    async with asyncio.timeout(BOUND):  # and it goes on: nothing is lost
+        while not select.select([], [write], [], 0)[1]:
+            await asyncio.sleep(0.01)
+    os.write(write, b"end\n")
+    os.close(write)
+    output.close()
+    assert output.tail(1) == ["end"]
 
 
 async def test_long_lines_and_odd_bytes_are_bounded() -> None:
