@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import tarfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -167,6 +169,105 @@ async def test_removing_ends_instances_sessions_and_records(bench: Bench) -> Non
         bench.functions.get("fn")
     with pytest.raises(CoveError, match="no function fn"):
         await bench.functions.remove("fn")
+
+
+async def test_removed_deployed_and_removed_again_at_once_leaves_nothing(bench: Bench) -> None:
+    await bench.release()
+    lock = bench.functions._locks.setdefault("fn", asyncio.Lock())
+    await lock.acquire()
+    removals = [asyncio.create_task(bench.functions.remove("fn"))]
+    await asyncio.sleep(0)
+
+    async def again() -> None:  # as `deploy` does, in its turn
+        async with lock:
+            await bench.release()
+
+    deploying = asyncio.create_task(again())
+    await asyncio.sleep(0)
+    removals.append(asyncio.create_task(bench.functions.remove("fn")))
+    await asyncio.sleep(0)
+    lock.release()
+    async with asyncio.timeout(BOUND):
+        await asyncio.gather(*removals, deploying)
+    assert (bench.live, bench.driver.running) == ({}, {})
+    assert (bench.functions.all(), await bench.store.functions()) == ([], [])
+    await bench.release()
+    assert bench.live["fn"].version.number == 1
+
+
+async def test_a_removal_that_cannot_be_recorded_changes_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(name: str) -> None:
+        raise CoveError("internal", "disk full")
+
+    await bench.release()
+    monkeypatch.setattr(bench.store, "remove_function", full)
+    with pytest.raises(CoveError, match="disk full"):
+        await bench.functions.remove("fn")
+    assert bench.live["fn"].ready
+    assert bench.functions.get("fn").live == 1
+
+
+async def test_a_full_disk_leaves_no_instance_and_says_the_first_reason(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*args: object, **more: object) -> None:
+        raise CoveError("internal", "disk full")
+
+    monkeypatch.setattr(bench.store, "set_version", full)
+    bench.refusal = CoveError("deploy_failed", "speaks no MCP")
+    with pytest.raises(CoveError, match="speaks no MCP"):
+        await bench.release()
+    entry = bench.functions.get("fn")
+    assert (bench.driver.running, entry.pools) == ({}, {})
+    assert entry.versions[1].state is VersionState.FAILED
+
+
+def packed(folder: Path, text: str) -> Path:
+    files = {
+        "server.py": f"# {text}\n".encode(),
+        "cove.toml": b'name = "fn"\nkind = "web"\ncommand = "python server.py"\n',
+    }
+    path = folder / "packed.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        for name, body in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(body)
+            tar.addfile(info, io.BytesIO(body))
+    return path
+
+
+async def test_layers_of_old_versions_are_let_go_and_a_deploys_own_never(
+    bench: Bench, tmp_path: Path
+) -> None:
+    async def deploy(text: str) -> None:
+        sent = packed(tmp_path, text)
+        await bench.functions.deploy(sent, name=None, fallback="fn", progress=lambda line: None)
+
+    held: Instance | None = None
+    for n in range(14):
+        await deploy(str(n))
+        if n == 1:  # a request that stays on an old version
+            held = bench.live["fn"].claim()
+    assert held is not None
+    versions = bench.functions.get("fn").versions
+    there = [n for n, v in versions.items() if Path(v.plan.code).is_dir()]
+    assert sorted(versions) == list(range(1, 15))
+    assert [n for n in there if n != 2] == list(range(5, 15))
+    assert 2 in there
+    async with bench.functions._pruning:
+        waits = asyncio.create_task(deploy("while layers are removed"))
+        await asyncio.sleep(0.05)
+        assert bench.functions._deploying == 0
+    async with asyncio.timeout(BOUND):
+        await waits
+    bench.functions._deploying += 1  # another deploy is under way
+    await bench.functions.remove("fn")
+    assert Path(versions[14].plan.code).is_dir()
+    bench.functions._deploying -= 1
+    await bench.functions._prune()
+    assert not Path(versions[14].plan.code).is_dir()
 
 
 async def test_a_restart_serves_what_was_live_and_fails_what_was_half_done(bench: Bench) -> None:

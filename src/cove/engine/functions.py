@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
@@ -32,6 +32,7 @@ Probe = Callable[[Instance, FunctionSpec], Awaitable[Facts]]
 
 _UNPACKED_BYTES = 1024**3
 _UNPACKED_FILES = 50_000
+_KEPT = 10
 _UNAVAILABLE: Mapping[Isolation, str] = {
     "container": "`cove doctor` says what is missing",
     "process": "it isolates nothing: leave the line out, or the operator starts Cove with "
@@ -84,6 +85,7 @@ class Functions:
         self._entries: dict[str, Entry] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._deploying = 0
+        self._pruning = asyncio.Lock()
 
     async def load(self) -> None:
         """Read what earlier runs deployed; nothing is started but declared minimums."""
@@ -129,8 +131,9 @@ class Functions:
         A version that fails leaves the old one serving: `CoveError` with the reason and, where
         the program ran, its own last lines.
         """
+        async with self._pruning:
+            self._deploying += 1
         folder = Path(tempfile.mkdtemp(prefix="cove-deploy-"))
-        self._deploying += 1
         try:
             await asyncio.to_thread(
                 archive.unpack,
@@ -150,6 +153,7 @@ class Functions:
         finally:
             self._deploying -= 1
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            await self._prune()
 
     def _isolation(self, spec: FunctionSpec) -> Isolation:
         if spec.isolation is not None:
@@ -182,18 +186,18 @@ class Functions:
         entry.versions[version.number] = version
         pool = Pool(version, self._supervisor.wake, entry.on_change)
         entry.pools[version.number] = pool
-        progress(f"starting {version.function}:{version.number}")
         try:
+            progress(f"starting {version.function}:{version.number}")
             facts = await self._first_start(pool)
             version = await self._store.set_version(version, VersionState.READY, facts=facts)
             await self._store.set_live(version.function, version.number)
         except BaseException as error:
             reason = error.message if isinstance(error, CoveError) else "cancelled"
-            await self._supervisor.remove(pool, CoveError("start_failed", reason))
-            entry.pools.pop(version.number, None)
-            if version.state is VersionState.STARTING:
-                version = await self._store.set_version(version, VersionState.FAILED, error=reason)
-            entry.versions[version.number] = version
+            try:
+                await self._supervisor.remove(pool, CoveError("start_failed", reason))
+            finally:
+                entry.pools.pop(version.number, None)
+                entry.versions[version.number] = await self._failed(version, reason)
             raise
         entry.versions[version.number] = pool.version = version
         old, entry.live = entry.live, version.number
@@ -201,6 +205,17 @@ class Functions:
         if old is not None:
             self._supervisor.retire(entry.pools[old])
         log.info("version live", function=version.function, version=version.number)
+
+    async def _failed(self, version: Version, reason: str) -> Version:
+        """The version as one that failed, or as the one that is ready and did not go live."""
+        if version.state is not VersionState.STARTING:
+            return version
+        try:
+            return await self._store.set_version(version, VersionState.FAILED, error=reason)
+        except Exception:
+            # The deploy's own error is the one to tell. A restart records this one.
+            log.exception("a failed version was not recorded", version=version.number)
+            return replace(version, state=VersionState.FAILED, error=reason)
 
     async def _first_start(self, pool: Pool) -> Facts:
         facts: list[Facts] = []
@@ -223,26 +238,55 @@ class Functions:
     # Removing.
 
     async def remove(self, name: str) -> None:
-        """End a function: its route, sessions, instances, records and layers."""
-        entry = self.get(name)
+        """End a function: its records, route, sessions, instances and layers.
+
+        A deploy of that name under way is waited for and removed; one that comes later makes a
+        new function.
+        """
+        self.get(name)
         async with self._locks.setdefault(name, asyncio.Lock()):
+            entry = self.get(name)  # another removal or deploy may have come between
+            await self._store.remove_function(name)
+            self._entries.pop(name, None)
             self._on_live(name, None)
             now = asyncio.get_running_loop().time()
             for session in self._sessions.of(name):
                 self._sessions.end(session, now)
             gone = CoveError("not_found", f"the function {name} was removed")
-            for pool in list(entry.pools.values()):
-                await self._supervisor.remove(pool, gone)
-            await self._store.remove_function(name)
-            self._entries.pop(name, None)
+            await asyncio.gather(*(self._supervisor.remove(p, gone) for p in entry.pools.values()))
             for listener in list(entry.on_change):
                 listener()
-        if not self._deploying:  # a deploy's fresh layers are in no record yet
-            await asyncio.to_thread(self._layers.prune, self._layers_in_use())
+        await self._prune()
+
+    # Layers.
+
+    async def _prune(self) -> None:
+        # Shielded: who calls may be cancelled, a thread cannot.
+        task = asyncio.create_task(self._prune_between_deploys())
+        await asyncio.shield(task)
+
+    async def _prune_between_deploys(self) -> None:
+        async with self._pruning:  # no deploy begins meanwhile
+            if self._deploying:  # its fresh layers are in no record yet; it prunes at its own end
+                return
+            try:
+                gone = await asyncio.to_thread(self._layers.prune, self._layers_in_use())
+            except OSError as error:
+                log.warning("layers could not be removed", reason=str(error))
+            else:
+                log.debug("layers removed", count=len(gone))
 
     def _layers_in_use(self) -> set[str]:
-        plans = [v.plan for e in self._entries.values() for v in e.versions.values()]
+        plans = [v.plan for entry in self._entries.values() for v in _kept(entry)]
         return {layer for plan in plans for layer in (plan.code, plan.deps) if layer}
+
+
+def _kept(entry: Entry) -> list[Version]:
+    """Versions whose layers stay: the newest, the newest that work, and those that run."""
+    newest = sorted(entry.versions, reverse=True)
+    working = [n for n in newest if entry.versions[n].state is VersionState.READY]
+    kept = {*newest[:_KEPT], *working[:_KEPT], *entry.pools, entry.live}
+    return [version for number, version in entry.versions.items() if number in kept]
 
 
 def _isolation_said(isolation: Isolation, driver: str) -> str:
