@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,50 @@ async def test_a_source_that_is_a_package_never_runs_its_setup(
     assert not proof.exists()
     assert "x" not in deployed.packages()
     assert deployed.said[0] == "dependencies from pyproject.toml"
+
+
+async def test_nothing_of_an_installed_package_runs_while_it_is_deployed(
+    write: Any, deploy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A .pth file and a sitecustomize are what a Python runs unasked."""
+    proof = tmp_path / "ran"
+    write_it = f"open({str(proof)!r}, 'a').write('x')\n"
+    name = f"cove_canary_{os.getpid()}"
+    wheel(
+        tmp_path / f"{name}-1.0-py3-none-any.whl",
+        {
+            f"{name}.pth": f"import sys; {write_it}",
+            "sitecustomize.py": write_it,
+            "broken.py": "def (",
+            f"{name}/__init__.py": "",
+            f"{name}-1.0.dist-info/METADATA": (
+                f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
+            ),
+            f"{name}-1.0.dist-info/WHEEL": (
+                "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+            ),
+        },
+    )
+    monkeypatch.setenv("UV_FIND_LINKS", str(tmp_path))
+    monkeypatch.setenv("UV_COMPILE_BYTECODE", "1")
+    config = f"kind = 'web'\ncommand = 'python -c \"import {name}\"'"
+    folder = write({"x": "", "requirements.txt": name, "cove.toml": config})
+    deployed = await deploy(folder)
+    await deploy(folder)
+    assert name in deployed.packages()
+    assert not proof.exists()
+    assert list(Path(deployed.plan.deps).glob(f"lib/*/site-packages/{name}/__pycache__/*.pyc"))
+    # The canary sings where the layer's own Python runs, as it does in an instance.
+    subprocess.run([f"{deployed.plan.deps}/bin/python", "-c", ""], check=True, timeout=60)
+    assert proof.exists()
+
+
+def wheel(path: Path, files: dict[str, str]) -> None:
+    record = next(name for name in files if name.endswith("/WHEEL")).replace("WHEEL", "RECORD")
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+        archive.writestr(record, "".join(f"{name},,\n" for name in [*files, record]))
 
 
 async def test_the_tutorials_file_gets_the_sdk_it_was_written_for(write: Any, deploy: Any) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import configparser
-import contextlib
 import os
-import signal
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -14,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 from uv import find_uv_bin
 
 from cove.errors import CoveError
+from cove.runtimes import bounded
 
 TIMEOUT = 300.0
 """Seconds that one resolution or installation may take."""
@@ -23,8 +21,6 @@ _OURS = {
     "UV_NO_PROGRESS": "1",
     "NO_COLOR": "1",
 }
-# Layers are read by other ids than Cove's, whatever its umask is (uvloop takes no `umask`).
-_READABLE = ("/bin/sh", "-c", 'umask 022; exec "$@"', "sh")
 _TAIL = 20
 _PYENV = ".pyenv"
 
@@ -34,40 +30,19 @@ async def run(args: Sequence[str], *, timeout: float = TIMEOUT) -> str:
 
     A cancelled run leaves no process behind.
     """
-    process = await asyncio.create_subprocess_exec(
-        *_READABLE,
-        find_uv_bin(),
-        *args,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=environment(os.environ, pip_settings(os.environ)),
-        # uv reads uv.toml and pyproject.toml of the folder it runs in and of those above: not the
-        # deployer's, and not one that anybody may leave in /tmp.
-        cwd="/",
-        start_new_session=True,
-    )
+    command = [find_uv_bin(), *args]
+    env = environment(os.environ, pip_settings(os.environ))
     try:
-        async with asyncio.timeout(timeout):
-            out, err = await process.communicate()
+        finished = await bounded.run(command, env, timeout)
     except TimeoutError:
         raise CoveError(
             "resolve_failed",
             f"uv did not finish within {timeout:g} seconds",
             hint="is the package index reachable from this machine? Then deploy again",
         ) from None
-    finally:
-        await _end(process)
-    if process.returncode:
-        raise _failure(err.decode(errors="replace"))
-    return out.decode(errors="replace")
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill what is left of the group: uv's children outlive it where it is killed alone."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    await process.wait()
+    if finished.code:
+        raise _failure(finished.err)
+    return finished.out
 
 
 def _failure(text: str) -> CoveError:
