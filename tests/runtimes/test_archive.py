@@ -126,6 +126,19 @@ def test_a_bomb_is_refused_at_its_limit(bomb: Callable[[], io.BytesIO], into: Pa
     assert sum(path.stat().st_size for path in into.iterdir()) <= LIMIT
 
 
+def test_hard_links_count_as_the_files_that_a_layer_makes_of_them(into: Path) -> None:
+    def linked(names: int) -> io.BytesIO:
+        links = [
+            (f"h{n}", {"type": tarfile.LNKTYPE, "linkname": "a"}, b"") for n in range(names - 1)
+        ]
+        return packed(file("a", bytes(LIMIT // 4)), *links)
+
+    assert "larger than 1 MiB unpacked" in refused(linked(5), into).message
+    assert "more than 3 files" in refused(linked(4), into, files=3).message
+    (into / "whole").mkdir()
+    unpack(linked(4), into / "whole", limit_bytes=LIMIT, limit_files=4)
+
+
 def test_too_many_files_are_refused(into: Path) -> None:
     error = refused(packed(*[file(str(n)) for n in range(6)]), into, files=5)
     assert "more than 5 files" in error.message

@@ -118,9 +118,7 @@ class _Unpacking:
             path = path.parent
 
     def _file(self, member: tarfile.TarInfo, path: Path) -> None:
-        self.bytes += member.size
-        if self.bytes > self.limit_bytes:
-            raise _too_big(self.limit_bytes)
+        self._count(member.size)
         self._folder(path.parent)
         content = self.archive.extractfile(member)
         assert content is not None
@@ -139,8 +137,15 @@ class _Unpacking:
         target = self.root.joinpath(*_inside(member.linkname))
         if not target.is_file():
             raise _refused(member.name, f"links to {member.linkname}, which is no file before it")
+        # One file here, but a layer is a copy in which each name has its own.
+        self._count(target.stat().st_size)
         self._folder(path.parent)
         os.link(target, path)
+
+    def _count(self, size: int) -> None:
+        self.bytes += size
+        if self.bytes > self.limit_bytes:
+            raise _too_big(self.limit_bytes)
 
 
 def _inside(name: str) -> tuple[str, ...]:
