@@ -230,6 +230,16 @@ async def test_keys_are_kept(store: Store) -> None:
     assert await store.keys() == made
 
 
+async def test_a_key_replaces_those_of_its_subject_and_no_others(store: Store) -> None:
+    for key in (Key("k1", "project", "ab" * 32, 1.0), Key("k2", "project", "cd" * 32, 2.0)):
+        await store.add_key(key)
+    other = Key("k3", "somebody", "ef" * 32, 3.0)
+    await store.add_key(other)
+    new = Key("k4", "project", "01" * 32, 4.0)
+    await store.replace_keys(new)
+    assert await store.keys() == [other, new]
+
+
 async def test_a_secret_is_the_first_that_was_offered(store: Store) -> None:
     offered = [bytes([n]) * 32 for n in range(8)]
     got = await asyncio.gather(*(store.secret("ids", fresh) for fresh in offered))

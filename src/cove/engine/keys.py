@@ -20,27 +20,25 @@ _LENGTH = 40
 
 
 async def project_keys(store: Store, file: Path) -> Sequence[Key]:
-    """The valid keys. Where `file` is missing a new one is made and written there, mode 0600.
+    """The valid keys. Where `file` is missing its key is lost or revoked: another takes its place.
 
-    Only its hash is kept elsewhere: a lost file cannot be written again, only followed by
-    another key.
+    The new one is written to `file`, mode 0600; only its hash is kept elsewhere.
     """
     keys = await store.keys()
-    secret = await asyncio.to_thread(_write, file, fresh=not keys)
-    if secret is None:
+    if await asyncio.to_thread(file.exists) and any(key.subject == SUBJECT for key in keys):
         return keys
-    digest = hashlib.sha256(secret.encode()).hexdigest()
-    key = Key(secrets.token_hex(8), SUBJECT, digest, clock.wall())
-    await store.add_key(key)
-    return [*keys, key]
-
-
-def _write(file: Path, *, fresh: bool) -> str | None:
-    """A new key, written to `file`; None where there is one and `fresh` does not insist."""
-    if file.exists() and not fresh:
-        return None
     secret = "cove_" + "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))
-    file.unlink(missing_ok=True)
-    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
+    digest = hashlib.sha256(secret.encode()).hexdigest()
+    # The old key ends first: what stops between the two leaves no file, and is begun again.
+    await asyncio.to_thread(file.unlink, missing_ok=True)
+    await store.replace_keys(Key(secrets.token_hex(8), SUBJECT, digest, clock.wall()))
+    await asyncio.to_thread(_write, file, secret)
+    return await store.keys()
+
+
+def _write(file: Path, secret: str) -> None:
+    aside = file.with_name(file.name + ".new")
+    aside.unlink(missing_ok=True)
+    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
         opened.write(secret + "\n")
-    return secret
+    aside.rename(file)

@@ -41,6 +41,9 @@ class Store(Protocol):
     async def add_key(self, key: Key) -> None:
         """Keep a key."""
 
+    async def replace_keys(self, key: Key) -> None:
+        """Keep a key and remove every other of its subject, in one transaction."""
+
     async def sessions(self, function: str | None = None) -> Sequence[SessionRecord]:
         """Sessions that run, newest first."""
 

@@ -78,6 +78,10 @@ class MemoryStore:
     async def add_key(self, key: Key) -> None:
         self._keys[key.id] = key
 
+    async def replace_keys(self, key: Key) -> None:
+        others = {at: kept for at, kept in self._keys.items() if kept.subject != key.subject}
+        self._keys = {**others, key.id: key}
+
     async def sessions(self, function: str | None = None) -> Sequence[SessionRecord]:
         return sorted(
             (kept for kept in self._sessions.values() if function in (None, kept.function)),

@@ -147,11 +147,13 @@ class SqlStore:
         return [Key(**row._mapping) for row in rows]
 
     async def add_key(self, key: Key) -> None:
-        row = asdict(key)
         async with self._write() as tx:
-            await tx.execute(
-                upsert(keys).values(**row).on_conflict_do_update(index_elements=["id"], set_=row)
-            )
+            await _put_key(tx, key)
+
+    async def replace_keys(self, key: Key) -> None:
+        async with self._write() as tx:
+            await tx.execute(delete(keys).where(keys.c.subject == key.subject))
+            await _put_key(tx, key)
 
     async def sessions(self, function: str | None = None) -> Sequence[SessionRecord]:
         query = select(sessions).order_by(sessions.c.created_at.desc(), sessions.c.id)
@@ -199,6 +201,13 @@ class SqlStore:
 
     def _write(self) -> AbstractAsyncContextManager[AsyncConnection]:
         return self._writer.begin()
+
+
+async def _put_key(tx: AsyncConnection, key: Key) -> None:
+    row = asdict(key)
+    await tx.execute(
+        upsert(keys).values(**row).on_conflict_do_update(index_elements=["id"], set_=row)
+    )
 
 
 def _columns(version: Version) -> dict[str, Any]:
