@@ -17,6 +17,7 @@ from cove.gateway.destination import Destination
 from cove.gateway.exchange import Exchange
 from cove.gateway.farewell import Farewells
 from cove.gateway.forward import Forward, too_large
+from cove.gateway.head import Heads
 from cove.gateway.heads import SentHead
 from cove.gateway.http import Connection
 from cove.gateway.policy import Policy
@@ -53,6 +54,7 @@ class Gateway:
         self.affinity = affinity
         self.farewells = Farewells(self.keep)
         self.draining = False
+        self.heads = Heads()
         self._metrics = metrics
         self._api = api
         self._control = Destination(

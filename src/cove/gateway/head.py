@@ -1,8 +1,8 @@
 """A request's head: what llhttp read of it, checked for what two readers could read differently.
 
-Clients repeat themselves: on one connection most heads are the same but for their
-Content-Length, which is therefore kept apart. A connection parses such a head once, and what
-the gateway decided on it stays with it (`way`).
+Clients repeat themselves: most heads are the same but for their Content-Length, which is
+therefore kept apart. Such a head is parsed once, and what the gateway decided on it stays with
+it (`way`).
 """
 
 from __future__ import annotations
@@ -101,6 +101,41 @@ class Head:
     def is_light(self) -> bool:
         """Whether it is worth its memory to remember this head while a connection idles."""
         return len(self.url) + sum(len(n) + len(v) for n, v in self.headers) <= _LIGHT_BYTES
+
+
+class Heads:
+    """Heads seen lately, of all connections: a proxy in front mixes its callers on a few.
+
+    A head is found only by everything it says and by the peer that said it.
+    """
+
+    def __init__(self, most: int = 4096) -> None:
+        self._most = most
+        self._heads: dict[tuple[object, ...], Head] = {}
+
+    def get(
+        self,
+        peer: str,
+        method: bytes,
+        url: bytes,
+        version: str,
+        headers: Headers,
+        *,
+        keep_alive: bool,
+    ) -> Head:
+        """The head that says this, parsed now if need be; as `Head` where it must be refused."""
+        key = (peer, method, url, version, tuple(headers))
+        head = self._heads.get(key)
+        if head is None:
+            head = Head(method, url, version, headers, keep_alive=keep_alive)
+            if head.is_light():
+                if len(self._heads) >= self._most:
+                    self._heads.clear()
+                self._heads[key] = head
+        return head
+
+    def __len__(self) -> int:
+        return len(self._heads)
 
 
 def _join_repeated(headers: Headers, fields: dict[bytes, bytes]) -> None:

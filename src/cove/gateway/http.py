@@ -17,7 +17,7 @@ from typing import Protocol, cast
 import httptools
 
 from cove.gateway.exchange import BUFFER, Exchange, new_id
-from cove.gateway.head import Head, Headers, HeadTooLargeError, RefusedError
+from cove.gateway.head import Head, Headers, Heads, HeadTooLargeError, RefusedError
 from cove.gateway.replies import simple_reply
 
 _HEAD_BYTES = 64 * 1024
@@ -41,6 +41,8 @@ class Phase(IntEnum):
 
 class Application(Protocol):
     """Serves exchanges; called synchronously, once a request's head is complete."""
+
+    heads: Heads
 
     def serve(self, exchange: Exchange) -> None: ...
 
@@ -227,7 +229,8 @@ class Connection(asyncio.Protocol):
         method, version = parser.get_method(), parser.get_http_version()
         head = self._head
         if head is None or not head.is_again(method, self._url, version, self._headers):
-            head = Head(
+            head = self._app.heads.get(
+                self.peer,
                 method,
                 self._url,
                 version,
