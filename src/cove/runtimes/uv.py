@@ -21,6 +21,13 @@ _OURS = {
     "UV_NO_PROGRESS": "1",
     "NO_COLOR": "1",
 }
+_NOT_OURS = frozenset(
+    {
+        *("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "PYTHONHOME", "UV_PROJECT"),
+        # uv would start a layer's own Python, and with it what was deployed.
+        "UV_COMPILE_BYTECODE",
+    }
+)
 _TAIL = 20
 _PYENV = ".pyenv"
 
@@ -72,11 +79,7 @@ def environment(environ: Mapping[str, str], pip: Mapping[str, str]) -> dict[str,
     """uv's environment: Cove's own, without what would point uv elsewhere, and pip's settings
     said in uv's words wherever no UV_* variable says otherwise. Pure but for looking whether
     local folders exist."""
-    env = {
-        name: value
-        for name, value in environ.items()
-        if name not in {"VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "PYTHONHOME", "UV_PROJECT"}
-    }
+    env = {name: value for name, value in environ.items() if name not in _NOT_OURS}
     said: dict[str, str] = {}
     if index := pip.get("index-url"):
         said["UV_DEFAULT_INDEX"] = index
