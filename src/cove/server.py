@@ -11,14 +11,15 @@ import asyncio
 import gc
 import hashlib
 import json
+import logging
 import os
 import secrets
 import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -145,103 +146,122 @@ async def _serve(options: Options) -> None:
             stack.push_async_callback(driver.close)
         store = await open_store(options.data / "cove.db")
         stack.push_async_callback(store.close)
-        await _run(options, listener, drivers, checks, store, stop)
+        secret = await store.secret("tokens", secrets.token_bytes(32))
+        cove = _Cove(options, drivers, checks, store, secret)
+        await cove.load()
+        _banner(options, drivers, checks)
+        await cove.serve(listener, stop)
 
 
-async def _run(
-    options: Options,
-    listener: socket.socket,
-    drivers: dict[Isolation, Driver],
-    checks: list[Check],
-    store: Store,
-    stop: asyncio.Event,
-) -> None:
-    sessions = Sessions()
-    metrics = Metrics(lambda: _gauges(functions, sessions))
-    routes = RouteTable(options.domain)
-    policy = Policy(loopback=options.loopback, domain=options.domain)
-    policy.trust(await project_keys(store, options.data / KEY))
-    signer = Signer(await store.secret("tokens", secrets.token_bytes(32)))
-    supervisor = Supervisor(
-        drivers,
-        parallel_starts=2 * (os.cpu_count() or 1),
-        on_start=lambda pool, seconds: metrics.function(pool.version.function).starts.observe(
-            seconds
-        ),
-    )
+class _Cove:
+    """One Cove's parts, fitted together."""
 
-    def on_live(name: str, pool: Pool | None) -> None:
+    def __init__(
+        self,
+        options: Options,
+        drivers: dict[Isolation, Driver],
+        checks: list[Check],
+        store: Store,
+        secret: bytes,
+    ) -> None:
+        self.options = options
+        self.store = store
+        self.sessions = Sessions()
+        self.metrics = Metrics(lambda: _gauges(self.functions, self.sessions))
+        self.routes = RouteTable(options.domain)
+        self.policy = Policy(loopback=options.loopback, domain=options.domain)
+        self.affinity = Affinity(self.sessions, Signer(secret))
+        self.supervisor = Supervisor(
+            drivers, parallel_starts=2 * (os.cpu_count() or 1), on_start=self._started
+        )
+        self.functions = Functions(
+            store=store,
+            layers=Layers(options.data / "layers"),
+            supervisor=self.supervisor,
+            sessions=self.sessions,
+            drivers=drivers,
+            probe=look,
+            on_live=self._live,
+        )
+        self.control = EngineControl(
+            self.functions,
+            self.sessions,
+            Addresses(options.url, options.domain),
+            checks,
+            self.policy.subject,
+            key_by_default=not options.loopback,
+        )
+
+    def _started(self, pool: Pool, seconds: float) -> None:
+        self.metrics.function(pool.version.function).starts.observe(seconds)
+
+    def _live(self, name: str, pool: Pool | None) -> None:
         if pool is None:
-            routes.remove(name)
-            metrics.forget(name)
+            self.routes.remove(name)
+            self.metrics.forget(name)
         else:
-            routes.put(Route(pool, metrics.function(name), key_by_default=not options.loopback))
+            key = not self.options.loopback
+            self.routes.put(Route(pool, self.metrics.function(name), key_by_default=key))
 
-    functions = Functions(
-        store=store,
-        layers=Layers(options.data / "layers"),
-        supervisor=supervisor,
-        sessions=sessions,
-        drivers=drivers,
-        probe=look,
-        on_live=on_live,
-    )
-
-    control = EngineControl(
-        functions,
-        sessions,
-        Addresses(options.url, options.domain),
-        checks,
-        policy.subject,
-        key_by_default=not options.loopback,
-    )
-    uploads = options.data / "uploads"
-    uploads.mkdir(mode=0o700, exist_ok=True)
-    async with serving(create_app(control, uploads=uploads)) as path:
-        api = Upstream(lambda: _dial(path))
-        gateway = Gateway(
-            routes=routes,
-            policy=policy,
-            affinity=Affinity(sessions, signer),
-            metrics=metrics,
-            api=api,
-            most_connections=most_connections(),
-        )
-        await functions.load()
+    async def load(self) -> None:
+        """What earlier runs left in the store."""
+        self.policy.trust(await project_keys(self.store, self.options.data / KEY))
+        await self.functions.load()
         # Instances end with the process that started them, and their sessions with them.
-        stale = [replace(record, state=SessionState.ENDED) for record in await store.sessions()]
-        await store.put_sessions(stale)
-        server = await asyncio.get_running_loop().create_server(
-            gateway.accept, sock=listener, backlog=BACKLOG
-        )
-        (options.data / URL).write_text(options.url + "\n")
-        background = [
-            asyncio.create_task(work)
-            for work in (
-                gateway.run(),
-                supervisor.run(),
-                _expire(sessions),
-                _flush(sessions, store),
+        found = await self.store.sessions()
+        await self.store.put_sessions([replace(r, state=SessionState.ENDED) for r in found])
+
+    async def serve(self, listener: socket.socket, stop: asyncio.Event) -> None:
+        """Until `stop`; then let requests finish, and end everything."""
+        uploads = self.options.data / "uploads"
+        uploads.mkdir(mode=0o700, exist_ok=True)
+        async with serving(create_app(self.control, uploads=uploads)) as path:
+            api = Upstream(lambda: _dial(path))
+            gateway = Gateway(
+                routes=self.routes,
+                policy=self.policy,
+                affinity=self.affinity,
+                metrics=self.metrics,
+                api=api,
+                most_connections=most_connections(),
             )
-        ]
+            server = await asyncio.get_running_loop().create_server(
+                gateway.accept, sock=listener, backlog=BACKLOG
+            )
+            async with self._working(gateway):
+                await stop.wait()
+                log.info("draining", seconds=self.options.drain)
+                gateway.draining = True
+                server.close()
+                await gateway.drain(self.options.drain)
+                api.close()
+            await self.supervisor.close()
+            await self.store.put_sessions(self.sessions.take_changed())
+            log.info("stopped")
+
+    @asynccontextmanager
+    async def _working(self, gateway: Gateway) -> AsyncIterator[None]:
+        """The work behind the requests goes on, and clients of this machine find the URL."""
+        work = (
+            gateway.run(),
+            self.supervisor.run(),
+            _expire(self.sessions),
+            _flush(self.sessions, self.store),
+        )
+        tasks = [asyncio.create_task(each) for each in work]
+        url = self.options.data / URL
+        url.write_text(self.options.url + "\n")
         # What was made to start stays; the request path makes no cycles.
         gc.collect()
         gc.freeze()
         gc.set_threshold(20_000, 20, 50)
-        _banner(options, drivers, checks)
-        await stop.wait()
-        log.info("draining", seconds=options.drain)
-        gateway.draining = True
-        server.close()
-        await gateway.drain(options.drain)
-        api.close()
-        for task in background:
-            task.cancel()
-        await asyncio.gather(*background, return_exceptions=True)
-        await supervisor.close()
-        await store.put_sessions(sessions.take_changed())
-        (options.data / URL).unlink(missing_ok=True)
-        log.info("stopped")
+        try:
+            yield
+        finally:
+            url.unlink(missing_ok=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _expire(sessions: Sessions) -> None:
@@ -357,6 +377,7 @@ def _log_to_stderr(*, as_json: bool) -> None:
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
     structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
