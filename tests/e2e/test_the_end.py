@@ -38,7 +38,10 @@ async def test_running_calls_are_answered_and_nothing_is_left(ending: Installati
         clients = (modern, bridged, native, other)
         for mcp in clients:
             await mcp.list_tools()  # what the client needs to read the answer
-        calls = [asyncio.create_task(mcp.call_tool("silent", {"seconds": 3.0})) for mcp in clients]
+        calls = [  # those whose answers come on streams that outlive them are the last to end
+            asyncio.create_task(mcp.call_tool("silent", {"seconds": seconds}))
+            for mcp, seconds in zip(clients, (2.0, 4.0, 4.0, 2.0), strict=True)
+        ]
         held = asyncio.create_task(http.get(ending.mcp("hand"), headers={"accept": "*/*"}))
         for name in ("every", "every-sse"):
             await until_async(
