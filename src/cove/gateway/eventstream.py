@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Iterator
 
 from cove.gateway.destination import HOP_BY_HOP
 from cove.gateway.exchange import Exchange
+from cove.gateway.fetch import Response
 from cove.gateway.head import Headers
 from cove.gateway.replies import status_line
-from cove.gateway.upstream import Response
 from cove.mcp import sse
 
 KEEP_ALIVE_SECONDS = 15.0

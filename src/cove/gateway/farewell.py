@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Callable
 
 from cove.engine.sessions import Session
+from cove.gateway.fetch import fetch, plain_head
 from cove.gateway.routes import Route
-from cove.gateway.upstream import fetch, plain_head
 from cove.states import InstanceState
 
 _AT_ONCE = 8

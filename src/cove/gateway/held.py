@@ -16,15 +16,15 @@ from cove.engine.instance import Instance
 from cove.engine.sessions import Session
 from cove.errors import CoveError
 from cove.gateway.eventstream import EventStream, parsed, pass_whole
+from cove.gateway.fetch import Response, fetch
 from cove.gateway.forward import too_large
 from cove.gateway.heads import request_head
 from cove.gateway.listen import Listen, Refusal, read
 from cove.gateway.replies import simple_reply
-from cove.gateway.upstream import Response, fetch
 from cove.states import InstanceState, SessionState
 
 if TYPE_CHECKING:
-    from cove.gateway.gateway import Call
+    from cove.gateway.call import Call
 
 _ERROR_BODY = 1024 * 1024
 _RETRY_FIRST, _RETRY_MOST = 1.0, 60.0

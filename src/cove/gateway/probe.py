@@ -14,9 +14,10 @@ import json
 from cove.engine.instance import Instance
 from cove.errors import CoveError
 from cove.gateway.eventstream import parsed
+from cove.gateway.fetch import Response, fetch, plain_head
 from cove.gateway.head import Headers
 from cove.gateway.sse_backend import resolve
-from cove.gateway.upstream import Response, Upstream, fetch, plain_head
+from cove.gateway.upstream import Upstream
 from cove.mcp import messages
 from cove.mcp.classify import LATEST_HANDSHAKE_VERSION, MODERN_VERSION
 from cove.model import Facts, FunctionSpec

@@ -16,15 +16,15 @@ from urllib.parse import urljoin, urlsplit
 from cove.engine.instance import Instance
 from cove.errors import CoveError
 from cove.gateway.eventstream import parsed, pass_whole
+from cove.gateway.fetch import Response, fetch
 from cove.gateway.forward import too_large
 from cove.gateway.head import Headers
 from cove.gateway.heads import request_head
 from cove.gateway.sse_session import SseSession, find
-from cove.gateway.upstream import Response, fetch
 from cove.mcp import sse
 
 if TYPE_CHECKING:
-    from cove.gateway.gateway import Call
+    from cove.gateway.call import Call
 
 REPLY_BYTES = 1024 * 1024
 """The most that a server says to a message beside its stream."""

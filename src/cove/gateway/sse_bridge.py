@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cove.engine.instance import Instance
 from cove.errors import CoveError
 from cove.gateway.eventstream import parsed
+from cove.gateway.fetch import Response, fetch
 from cove.gateway.forward import too_large
 from cove.gateway.head import Headers
 from cove.gateway.heads import request_head
@@ -21,11 +22,10 @@ from cove.gateway.replies import simple_reply
 from cove.gateway.room import Room
 from cove.gateway.sse_backend import own_head
 from cove.gateway.sse_session import SseSession, find
-from cove.gateway.upstream import Response, fetch
 from cove.mcp import messages, sse
 
 if TYPE_CHECKING:
-    from cove.gateway.gateway import Call
+    from cove.gateway.call import Call
 
 _ANSWER_BYTES = 64 * 1024 * 1024
 _END_SECONDS = 5.0

@@ -23,7 +23,7 @@ from cove.mcp import messages, sse
 from cove.states import SessionState
 
 if TYPE_CHECKING:
-    from cove.gateway.gateway import Call
+    from cove.gateway.call import Call
 
 _QUERY = "session_id"
 

@@ -22,16 +22,16 @@ from cove.errors import CoveError
 from cove.gateway.affinity import unknown_session
 from cove.gateway.eventstream import EventStream
 from cove.gateway.exchange import Exchange
+from cove.gateway.fetch import Response
 from cove.gateway.forward import too_large
 from cove.gateway.inbox import Inbox, Unclaimed
 from cove.gateway.replies import simple_reply
 from cove.gateway.sse_backend import REPLY_BYTES, AnsweredError, open_stream, posted
-from cove.gateway.upstream import Response
 from cove.mcp import messages, sse
 from cove.mcp.classify import Era, era
 
 if TYPE_CHECKING:
-    from cove.gateway.gateway import Call
+    from cove.gateway.call import Call
 
 log = structlog.get_logger("cove.gateway")
 
