@@ -128,7 +128,7 @@ def test_a_bomb_is_refused_at_its_limit(bomb: Callable[[], io.BytesIO], into: Pa
 
 def test_hard_links_count_as_the_files_that_a_layer_makes_of_them(into: Path) -> None:
     def linked(names: int) -> io.BytesIO:
-        links = [
+        links: list[Member] = [
             (f"h{n}", {"type": tarfile.LNKTYPE, "linkname": "a"}, b"") for n in range(names - 1)
         ]
         return packed(file("a", bytes(LIMIT // 4)), *links)

@@ -184,6 +184,19 @@ def test_a_command_needs_no_python_at_all(write: Any) -> None:
     assert (found.spec.command, found.spec.entry) == ("./server", None)
 
 
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("cove.toml", "bad_config"), ("server.py", "bad_source")],
+)
+def test_a_file_of_more_than_a_mebibyte_is_not_parsed(name: str, code: str, write: Any) -> None:
+    files = {"server.py": "mcp = 1\n", "cove.toml": "entry = 'server.py'\nkind = 'web'\n"}
+    padding = 1024**2 - len(files[name])
+    fits = write(files | {name: files[name] + "#" * padding})
+    assert read(fits).spec.entry == "server.py"
+    error = refused(write(files | {name: files[name] + "#" * (padding + 1)}))
+    assert (error.code, error.message) == (code, f"{name} is larger than 1 MiB")
+
+
 def test_a_config_that_is_a_link_is_not_read(write: Any, tmp_path: Path) -> None:
     folder = write({"server.py": CURRENT + "mcp = MCPServer('w')"})
     (tmp_path / "secret").write_text("password = 'x'")

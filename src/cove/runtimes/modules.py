@@ -31,6 +31,9 @@ _RUNS: dict[str, RunsOver | None] = {
     "run_streamable_http_async": "http",
     "run_http_async": "http",
 }
+MAX_FILE_BYTES = 1024**2
+"""A larger file is not parsed: its syntax tree takes a hundred times as much memory."""
+
 _RUNNERS = frozenset({"asyncio.run", "anyio.run", "trio.run", "uvicorn.run", "hypercorn.run"})
 _V1_DECORATORS = frozenset(
     {"list_tools", "call_tool", "list_resources", "read_resource", "list_prompts", "get_prompt"}
@@ -90,7 +93,7 @@ def parse(folder: Path, path: Path) -> Module:
     """The module in the file `path` below `folder`. `CoveError("bad_source")` with its line."""
     relative = path.relative_to(folder)
     try:
-        data = path.read_bytes()
+        data = _content(path, relative)
         tree = ast.parse(data, filename=str(relative))
         text = data.decode("utf-8", errors="replace")
     except SyntaxError as error:
@@ -107,6 +110,18 @@ def parse(folder: Path, path: Path) -> Module:
             hint="deploy a .py file, or a folder that holds one",
         ) from error
     return _Reader(tree).module(_import_name(relative), relative, text)
+
+
+def _content(path: Path, relative: Path) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise CoveError(
+            "bad_source",
+            f"{relative} is larger than {MAX_FILE_BYTES // 1024**2} MiB",
+            hint="keep data in files of its own, which may be larger",
+        )
+    return data
 
 
 def _import_name(relative: Path) -> str:

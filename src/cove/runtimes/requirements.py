@@ -25,6 +25,7 @@ _SCRIPT = re.compile(
     # PEP 723, "Reference implementation".
     r"(?m)^# /// script[ \t]*\r?$\s(?P<content>(^#(| .*)\r?$\s)+)^# ///[ \t]*\r?$"
 )
+_MAX_BYTES = 1024**2
 _COMMENT = re.compile(r"(^|\s+)#.*$")
 _INDEX = re.compile(r"(-i|--index-url|--extra-index-url)[\s=]+(https?://\S+)")
 _NESTED = re.compile(r"(-r|--requirement|-c|--constraint)[\s=]*(\S+)")
@@ -108,7 +109,9 @@ def _project_table(folder: Path) -> dict[str, Any]:
     path = folder / "pyproject.toml"
     if not path.is_file() or path.is_symlink():
         return {}
-    table = _toml(path.read_text("utf-8", errors="replace"), "pyproject.toml").get("project", {})
+    table = _toml(_text(_content(path, "pyproject.toml", _MAX_BYTES)), "pyproject.toml").get(
+        "project", {}
+    )
     return table if isinstance(table, dict) else {}
 
 
@@ -123,6 +126,7 @@ class _RequirementsFile:
         self.extra: list[str] = []
         self.notes: list[str] = []
         self.seen: set[Path] = set()
+        self.left = _MAX_BYTES
 
     def read(self, name: str) -> Requirements:
         self._file(self.folder / name, self.lines, "")
@@ -147,7 +151,9 @@ class _RequirementsFile:
             return
         self.seen.add(path)
         here = str(path.relative_to(self.folder))
-        for number, line in _logical(path.read_text("utf-8", errors="replace")):
+        content = _content(path, here, self.left)
+        self.left -= len(content)
+        for number, line in _logical(_text(content)):
             self._line(line, f"{here} line {number}", path.parent, into)
 
     def _line(self, line: str, where: str, beside: Path, into: list[str]) -> None:
@@ -163,6 +169,23 @@ class _RequirementsFile:
             if _HASHES.search(line):
                 self.notes.append(f"{where.split()[0]}: hashes are not checked yet")
             into += _checked([_HASHES.sub("", line).strip()], where)
+
+
+def _content(path: Path, name: str, left: int) -> bytes:
+    """A file's content, if it has at most `left` bytes."""
+    with path.open("rb") as file:
+        data = file.read(left + 1)
+    if len(data) > left:
+        raise CoveError(
+            "bad_source",
+            f"{name} takes the requirements beyond {_MAX_BYTES // 1024**2} MiB",
+            hint="name what the source imports itself; what that needs is found by resolving",
+        )
+    return data
+
+
+def _text(content: bytes) -> str:
+    return content.decode("utf-8", errors="replace")
 
 
 def _logical(text: str) -> Iterator[tuple[int, str]]:

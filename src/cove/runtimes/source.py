@@ -22,7 +22,7 @@ _PREFERRED = ("mcp", "server", "app")
 _PREFERRED_APPS = ("app", "application", "api")
 _SKIPPED = frozenset({"__pycache__", "node_modules", "venv", "env", "build", "dist", "tests"})
 _MAX_FILES = 2000
-_MAX_FILE_BYTES = 4 * 1024**2
+_MAX_CONFIG_BYTES = 1024**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +306,7 @@ def _python_files(folder: Path) -> list[Path]:
             for path in (Path(root) / name for name in sorted(files))
             if path.suffix == ".py"
             and not path.is_symlink()
-            and path.stat().st_size <= _MAX_FILE_BYTES
+            and path.stat().st_size <= modules.MAX_FILE_BYTES
         )
         if len(found) > _MAX_FILES:
             break
@@ -318,8 +318,16 @@ def _config_text(folder: Path) -> str:
     # A link could name any file of this machine, and its lines would come back in an error.
     if not path.is_file() or path.is_symlink():
         return ""
+    with path.open("rb") as file:
+        data = file.read(_MAX_CONFIG_BYTES + 1)
+    if len(data) > _MAX_CONFIG_BYTES:
+        raise CoveError(
+            "bad_config",
+            f"{CONFIG_FILE} is larger than {_MAX_CONFIG_BYTES // 1024**2} MiB",
+            hint="keep what is no setting in files of its own",
+        )
     try:
-        return path.read_text("utf-8")
+        return data.decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise CoveError(
             "bad_config", f"{CONFIG_FILE} is not UTF-8: {error}", hint="save it as UTF-8"
