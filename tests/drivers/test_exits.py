@@ -8,6 +8,7 @@ import platform
 import select
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ from cove.drivers.exits import (
     from_status,
     zombies,
 )
-from cove.drivers.procfs import parse_listeners, parse_stat, processes
+from cove.drivers.loopback import only_other
+from cove.drivers.procfs import MAX_LISTENERS, parse_listeners, parse_stat, processes
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pidfds are Linux's")
 
@@ -125,6 +127,29 @@ def test_a_name_with_spaces_and_brackets_does_not_confuse_the_stat_line() -> Non
     odd = f"7 (a) b (c) {rest.rpartition(') ')[2]}"
     read = parse_stat(odd)
     assert (read.pid, read.parent, read.state) == (7, os.getppid(), "R")
+
+
+def test_no_more_of_a_table_is_read_than_decides() -> None:
+    """A program that listens on every port must not keep Cove reading."""
+    taken = 0
+
+    def table() -> Iterator[str]:
+        nonlocal taken
+        yield "  sl  local_address"
+        for port in range(1, 65536):
+            taken += 1
+            yield f" 0: 0100007F:{port:04X} 00000000:0000 0A 0:0 00:0 0 0 0 {port} 1"
+
+    assert only_other((one.port for one in parse_listeners(table())), told=1) is None
+    assert taken == 3
+    taken = 0
+    assert len(list(parse_listeners(table()))) == taken == MAX_LISTENERS
+
+
+def test_the_only_other_port_is_meant_whichever_families_it_has() -> None:
+    assert only_other([9000, 8000, 8000], told=9000) == 8000
+    assert only_other([8000, 8001], told=9000) is None
+    assert only_other([9000], told=9000) is None
 
 
 def test_listening_sockets_are_told_from_the_rest() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 LOOPBACK = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 
@@ -41,7 +41,15 @@ def here(family: socket.AddressFamily) -> socket.socket:
     return made
 
 
-def only_other(ports: list[int], told: int) -> int | None:
-    """The port that is meant where a program ignores the one it was told: the only other one."""
-    others = [port for port in ports if port != told]
-    return others[0] if len(others) == 1 else None
+def only_other(ports: Iterable[int], told: int) -> int | None:
+    """The port that is meant where a program ignores the one it was told: the only other one.
+
+    Looks no further than the second; a port may come twice, once for each family.
+    """
+    meant: int | None = None
+    for port in ports:
+        if port not in (told, meant):
+            if meant is not None:
+                return None
+            meant = port
+    return meant

@@ -45,11 +45,16 @@ class OciRunning:
 
     async def connect(self) -> socket.socket:
         made = await self._dial(self.launch.port)
-        if made is None and (other := only_other(self.ports(), self.launch.port)) is not None:
+        if made is None and (other := self._other()) is not None:
             made = await self._dial(other)
         if made is None:
             raise ConnectionRefusedError(f"{self.launch.id} does not listen")
         return made
+
+    def _other(self) -> int | None:
+        if self._ended.is_set():
+            return None
+        return only_other((one.port for one in listeners(self.pid)), self.launch.port)
 
     async def _dial(self, port: int) -> socket.socket | None:
         netns = self.bundle.netns

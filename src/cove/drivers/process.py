@@ -71,7 +71,7 @@ class ProcessRunning:
             if listener.port == self.port:
                 self._proof = (held[listener.inode], listener.inode)
                 return self.port
-        return only_other(sorted({listener.port for listener in heard}), self.port)
+        return only_other((listener.port for listener in heard), self.port)
 
     def _listening(self) -> tuple[dict[int, str], list[Listener]]:
         """Its sockets as `sockets_of` gives them, and which of them listen."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 LISTEN = "0A"
+MAX_LISTENERS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,26 +70,26 @@ def users() -> set[int]:
     return found
 
 
-def parse_listeners(table: Iterable[str]) -> list[Listener]:
-    """The listening sockets in the lines of /proc/PID/net/tcp or tcp6.
+def parse_listeners(table: Iterable[str]) -> Iterator[Listener]:
+    """The first `MAX_LISTENERS` listening sockets in the lines of /proc/PID/net/tcp or tcp6.
 
     The kernel lists them before all others, of which a busy host has thousands: these are
     not even read.
     """
-    rows = (line.split() for line in itertools.islice(table, 1, None))
-    return [
-        Listener(port=int(row[1].rpartition(":")[2], 16), inode=int(row[9]))
-        for row in itertools.takewhile(lambda row: row[3] == LISTEN, rows)
-    ]
+    rows = (line.split() for line in itertools.islice(table, 1, 1 + MAX_LISTENERS))
+    for row in itertools.takewhile(lambda row: row[3] == LISTEN, rows):
+        yield Listener(port=int(row[1].rpartition(":")[2], 16), inode=int(row[9]))
 
 
-def listeners(pid: int | str = "self") -> list[Listener]:
-    """Listening TCP sockets, IPv4 and IPv6, in a process's network namespace."""
-    found: list[Listener] = []
+def listeners(pid: int | str = "self") -> Iterator[Listener]:
+    """Listening TCP sockets, IPv4 and IPv6, in a process's network namespace.
+
+    Read as they are asked for, and no more than `MAX_LISTENERS` of a family: what a program
+    opens must not decide how long Cove looks.
+    """
     for table in ("tcp", "tcp6"):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/net/{table}") as f:
-            found += parse_listeners(f)
-    return found
+            yield from parse_listeners(f)
 
 
 def sockets_of(pids: Iterable[int]) -> dict[int, str]:
