@@ -6,6 +6,7 @@ Sizes are bytes, durations seconds, times seconds since the epoch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -99,12 +100,22 @@ class Interpreter:
     version: str
 
 
+PLACE = re.compile(r"(\{+)(app|deps|serve|port)\}")
+"""A place in a plan's words. After more than one brace it is none, and one brace is dropped."""
+
+
+def literal(text: str) -> str:
+    """`text` for a plan's words, in which nothing of it is taken for a place."""
+    return PLACE.sub(r"{\g<0>", text)
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How a folder runs: layers below, a command above. Made by a runtime, run by a driver.
 
     `argv` and the values of `env` may hold `{app}`, `{deps}`, `{serve}`: each driver puts
-    in where code, dependencies and Cove's own serving program lie for its instances.
+    in where code, dependencies and Cove's own serving program lie for its instances, and
+    `{port}`. What a deployer wrote stands as `literal` makes it, and arrives as written.
     """
 
     argv: tuple[str, ...]

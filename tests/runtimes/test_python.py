@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 
+from cove.drivers.base import Launch
+from cove.drivers.placeholders import filled
 from cove.errors import CoveError
+from cove.model import Limits
 from cove.runtimes import source, uv
 from cove.runtimes.python import settle
 from cove.runtimes.requirements import declared
@@ -129,6 +132,42 @@ def test_a_requirement_that_could_run_or_read_here_is_refused(line: str, write: 
     assert "requirements.txt line 2" in caught.value.message
     assert "root:" not in str(caught.value.to_json())
     assert "secret words" not in str(caught.value.to_json())
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"requirements.txt": "#" * 1024**2 + "\n"},
+        {"pyproject.toml": "#" * 1024**2 + "\n"},
+        {"requirements.txt": "-r more.txt\n", "more.txt": "#" * (1024**2 - 5)},
+    ],
+)
+def test_requirements_of_more_than_a_mebibyte_are_refused(
+    files: dict[str, str], write: Any
+) -> None:
+    folder = write({"server.py": CURRENT} | files)
+    with pytest.raises(CoveError, match="beyond 1 MiB") as caught:
+        declared(source.read(folder, name=None, fallback="w"))
+    assert caught.value.code == "bad_source"
+
+
+@pytest.mark.parametrize(
+    "command", ["run --port {port} {{app}}", "run {deps} | cat", "run '{serve}' {nope} $PORT"]
+)
+async def test_what_a_deployer_wrote_arrives_as_written(
+    command: str, write: Any, deploy: Any
+) -> None:
+    config = f'kind = "web"\nruntime = "command"\ncommand = "{command}"\n'
+    config += "[env]\nTEMPLATE = '{port} {{app}} {deps} {\"a\": {serve}} {nope}'\n"
+    plan = (await deploy(write({"x": "", "cove.toml": config}))).plan
+    launch = Launch(
+        id="i", function="f", version=1, argv=plan.argv, env=plan.env, port=9000, code=plan.code,
+        deps=None, interpreter=None, limits=Limits(), output=-1,
+    )  # fmt: skip
+    argv, env = filled(launch, app="/app", deps=None, serve=None, port=4711)
+    assert argv[-1].removeprefix("exec ") == command
+    assert env["TEMPLATE"] == '{port} {{app}} {deps} {"a": {serve}} {nope}'
+    assert env["PORT"] == "4711"
 
 
 async def test_a_source_that_is_a_package_never_runs_its_setup(

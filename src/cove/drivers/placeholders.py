@@ -1,4 +1,5 @@
-"""`{app}`, `{deps}`, `{serve}` and `{port}` in a launch, replaced; other braces are let be."""
+"""`{app}`, `{deps}`, `{serve}` and `{port}` in a launch, replaced; `{{app}` is a literal
+`{app}`, and other braces are let be."""
 
 from __future__ import annotations
 
@@ -7,8 +8,7 @@ from collections.abc import Mapping
 
 from cove.drivers.base import Launch
 from cove.errors import CoveError
-
-_NAMED = re.compile(r"\{(app|deps|serve|port)\}")
+from cove.model import PLACE
 
 
 def filled(
@@ -27,7 +27,9 @@ def filled(
 
 def _fill(text: str, places: Mapping[str, str | None]) -> str:
     def put(match: re.Match[str]) -> str:
-        value = places[match[1]]
+        if len(match[1]) > 1:
+            return match[0][1:]
+        value = places[match[2]]
         if value is None:
             raise CoveError(
                 "start_failed",
@@ -36,4 +38,4 @@ def _fill(text: str, places: Mapping[str, str | None]) -> str:
             )
         return value
 
-    return _NAMED.sub(put, text)
+    return PLACE.sub(put, text)

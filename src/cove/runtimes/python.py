@@ -17,7 +17,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from cove.errors import CoveError
-from cove.model import FunctionSpec, Interpreter, Plan, Transport
+from cove.model import FunctionSpec, Interpreter, Plan, Transport, literal
 from cove.runtimes import bounded, interpreters, uv
 from cove.runtimes.layers import Layers
 from cove.runtimes.requirements import Requirements, declared
@@ -223,7 +223,7 @@ def _argv(source: Source) -> tuple[str, ...]:
     transport: Transport = spec.transport or "http"
     serve = [python, "{serve}", "--app", spec.entry, "--kind", spec.kind]
     if spec.kind == "mcp":
-        serve += ["--transport", transport, "--path", spec.path or _PATHS[transport]]
+        serve += ["--transport", transport, "--path", literal(spec.path or _PATHS[transport])]
         serve += ["--body", str(spec.limits.body), "--session-idle", f"{spec.session.idle:g}"]
     if source.disarm:
         serve += ["--disarm", source.disarm]
@@ -233,12 +233,13 @@ def _argv(source: Source) -> tuple[str, ...]:
 def _command(spec: FunctionSpec) -> tuple[str, ...]:
     """The words of a command, or a shell where it says more than words can."""
     assert spec.command is not None
-    if _SHELL.search(spec.command):
+    command = literal(spec.command)
+    if _SHELL.search(command):
         # One program with variables in its words replaces the shell, so that signals reach it.
-        one = not _SEVERAL.search(spec.command)
-        return ("/bin/sh", "-c", f"exec {spec.command}" if one else spec.command)
+        one = not _SEVERAL.search(command)
+        return ("/bin/sh", "-c", f"exec {command}" if one else command)
     try:
-        return tuple(shlex.split(spec.command))
+        return tuple(shlex.split(command))
     except ValueError as error:
         raise CoveError(
             "bad_config", f"command = {spec.command!r}: {error}", hint="close the quotes"
@@ -259,4 +260,4 @@ def _env(spec: FunctionSpec, interpreter: Interpreter | None) -> dict[str, str]:
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-    return env | dict(spec.env)
+    return env | {name: literal(value) for name, value in spec.env.items()}
