@@ -3,10 +3,9 @@
 import asyncio
 import sys
 
+from mcp import ClientSession
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamablehttp_client
-
-from mcp import ClientSession
 
 
 async def main(url: str, way: str) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+from mcp import Client
 from mcp.client.sse import sse_client
 from mcp_types import CallToolResult, TextContent
 
 from e2e.installation import Installation
-from mcp import Client
 
 WAYS = ("modern", "legacy", "sse")
 

@@ -8,11 +8,11 @@ import time
 
 import httpx2
 import pytest
+from mcp import MCPError
 
 from e2e.clients import client, text
 from e2e.installation import PATIENCE, Installation, until_async
 from e2e.servers import HAND as SMALL
-from mcp import MCPError
 
 LOOK = """
 import json, os, pathlib, socket

@@ -6,7 +6,8 @@ import asyncio
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.world import BOUND, Gate, World, request, serving
+from cove.drivers.base import Launch
+from gateway.world import BOUND, Asked, Gate, World, answer, request, serving
 
 INIT = b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}'
 
@@ -113,3 +114,23 @@ async def test_connections_are_bounded(world: World) -> None:
     second.close()
     await world.until(lambda: len(world.gateway._connections) == 1)
     assert (await world.ask(request(path="/healthz"))).status == 200
+
+
+async def test_draining_lets_a_slow_reader_have_its_whole_answer(world: World) -> None:
+    body = bytes(range(256)) * 4096  # more than all buffers on the way: its end waits in Cove
+
+    async def handle(launch: Launch, asked: Asked) -> bytes:
+        return answer(body)
+
+    world.function(serving(handle))
+    client = await world.small()
+    client.write(request())
+    await world.until(lambda: any(pool.ready for pool in world.pools) and world.one().inflight == 1)
+    drain = asyncio.create_task(world.gateway.drain(BOUND))
+    await client.head()
+    got = b""
+    while data := await client.reader.read(16 * 1024):
+        got += data
+        await asyncio.sleep(0.005)
+    assert got == body
+    await asyncio.wait_for(drain, BOUND)

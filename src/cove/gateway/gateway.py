@@ -30,6 +30,7 @@ from cove.metrics import FunctionStats, Metrics
 log = structlog.get_logger("cove.gateway")
 
 _CHECK_SECONDS = 0.25
+_LAST_BYTES_SECONDS = 2.0
 _API_BODY = 512 * 1024 * 1024
 _API_SECONDS = 3600.0
 MESSAGES = b"/messages/"
@@ -61,6 +62,8 @@ class Gateway:
         )
         self._most = most_connections
         self._connections: set[Connection] = set()
+        self._emptied = asyncio.Event()
+        self._emptied.set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
 
@@ -71,10 +74,13 @@ class Gateway:
 
     def opened(self, connection: Connection) -> bool:
         self._connections.add(connection)
+        self._emptied.clear()
         return len(self._connections) <= self._most
 
     def closed(self, connection: Connection) -> None:
         self._connections.discard(connection)
+        if not self._connections:
+            self._emptied.set()
 
     async def run(self) -> None:
         """Bounds on every phase of every connection."""
@@ -97,6 +103,11 @@ class Gateway:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=1)
+        for connection in list(self._connections):
+            connection.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_BYTES_SECONDS):
+                await self._emptied.wait()
         for connection in list(self._connections):
             connection.abort()
 

@@ -350,6 +350,10 @@ class Connection(asyncio.Protocol):
         if self._settled is not None and not self._settled.done():
             self._settled.set_result(None)
 
+    def close(self) -> None:
+        """Close once what was written has been taken."""
+        self._transport.close()
+
     def close_idle(self) -> None:
         """Close now if nothing is being served, else after the reply."""
         if self._active is None:

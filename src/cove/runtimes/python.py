@@ -46,7 +46,7 @@ async def plan(source: Source, layers: Layers, progress: Progress) -> tuple[Func
     if spec.runtime == "command":
         code = await asyncio.to_thread(layers.add_tree, source.folder)
         return spec, Plan(_command(spec), _env(spec, None), code, None, None, source.notes)
-    needs = settle(source, declared(source))
+    needs = settle(source, await asyncio.to_thread(declared, source))
     interpreter = await interpreters.find(spec.runtime, needs.python)
     if needs.origin:
         progress(f"dependencies from {needs.origin}")

@@ -21,12 +21,8 @@ from packaging.utils import canonicalize_name
 from cove.errors import CoveError
 from cove.runtimes.source import Source
 
-_SCRIPT = re.compile(
-    # PEP 723, "Reference implementation".
-    r"(?m)^# /// script[ \t]*\r?$\s(?P<content>(^#(| .*)\r?$\s)+)^# ///[ \t]*\r?$"
-)
 _MAX_BYTES = 1024**2
-_COMMENT = re.compile(r"(^|\s+)#.*$")
+_COMMENT = re.compile(r"(^|\s)#.*$")
 _INDEX = re.compile(r"(-i|--index-url|--extra-index-url)[\s=]+(https?://\S+)")
 _NESTED = re.compile(r"(-r|--requirement|-c|--constraint)[\s=]*(\S+)")
 _HASHES = re.compile(r"\s--hash[=\s]\S+")
@@ -67,14 +63,36 @@ def declared(source: Source) -> Requirements:
     return _project(folder) or Requirements(python=python)
 
 
+def _script_lines(text: str) -> list[str] | None:
+    """The comment lines of the `script` block, if there is a whole one (PEP 723).
+
+    A block ends at the last closing line of the comment that it is. Read line by line: the
+    specification's pattern takes exponential time on some texts, and the texts are anybody's.
+    """
+    block: list[str] | None = None
+    closed = 0
+    for line in [*text.splitlines(), ""]:
+        bare = line.rstrip(" \t")
+        if block is None:
+            if bare == "# /// script":
+                block, closed = [], 0
+        elif bare == "# ///" and block:
+            closed = len(block)
+            block.append(line)
+        elif line == "#" or line.startswith("# "):
+            block.append(line)
+        elif closed:
+            break
+        else:
+            block = None
+    return block[:closed] if block is not None and closed else None
+
+
 def _script(text: str, path: str) -> Requirements | None:
-    match = _SCRIPT.search(text)
-    if match is None:
+    lines = _script_lines(text)
+    if lines is None:
         return None
-    content = "".join(
-        line[2:] if line.startswith("# ") else line[1:]
-        for line in match["content"].splitlines(keepends=True)
-    )
+    content = "\n".join(line[2:] if line.startswith("# ") else line[1:] for line in lines)
     origin = f"{path} (PEP 723)"
     table = _toml(content, origin)
     return Requirements(
@@ -193,7 +211,7 @@ def _logical(text: str) -> Iterator[tuple[int, str]]:
     pending, first = "", 0
     for number, raw in enumerate(text.splitlines(), 1):
         first = first if pending else number
-        line = _COMMENT.sub("", raw)
+        line = _COMMENT.sub("", raw).rstrip()
         if line.endswith("\\"):
             pending += line[:-1] + " "
             continue
