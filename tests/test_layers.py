@@ -13,9 +13,9 @@ import pytest
 
 SRC = Path(__file__).parent.parent / "src" / "cove"
 
-BASE = {"errors", "model", "states", "config", "clock", "paths", "metrics"}
+BASE = {"errors", "model", "states", "config", "clock", "paths", "metrics", "events"}
 CONTRACTS = {"drivers.base", "store.base"}
-PARTS = {"sandbox", "runtimes"}
+PARTS = {"sandbox", "runtimes", "logs"}
 MIDDLE = {"engine", "mcp"}
 EDGES = {"gateway", "api"}
 

@@ -125,7 +125,8 @@ class Rig:
             deps=None,
             interpreter=interpreter(),
             limits=Limits(cpu=0.5, memory=64 * MIB, pids=32),
-            output=-1,
+            stdout=-1,
+            stderr=-1,
         )
         return dataclasses.replace(made, **changes)
 
@@ -138,7 +139,9 @@ class Rig:
         )
         self._open.append(transport)
         try:
-            running = await self.driver.start(dataclasses.replace(launch, output=write))
+            running = await self.driver.start(
+                dataclasses.replace(launch, stdout=write, stderr=write)
+            )
         finally:
             os.close(write)
         return running, reader
@@ -360,7 +363,9 @@ async def test_a_program_that_ignores_term_is_killed_after_grace(programs: Rig) 
 @pytest.mark.parametrize("delay", [0.0, 0.002, 0.01, 0.03])
 async def test_a_cancelled_start_leaves_nothing(rig: Rig, delay: float) -> None:
     before = rig.footprint()
-    start = asyncio.ensure_future(rig.driver.start(rig.launch(MUTE, output=devnull())))
+    start = asyncio.ensure_future(
+        rig.driver.start(rig.launch(MUTE, stdout=devnull(), stderr=devnull()))
+    )
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(asyncio.shield(start), delay)
     start.cancel()
@@ -376,7 +381,9 @@ def devnull() -> int:
 async def test_a_command_that_does_not_exist_fails_the_start(programs: Rig) -> None:
     before = programs.footprint()
     with pytest.raises(CoveError) as failed:
-        await programs.driver.start(programs.launch(argv=("/no/such",), output=devnull()))
+        await programs.driver.start(
+            programs.launch(argv=("/no/such",), stdout=devnull(), stderr=devnull())
+        )
     assert failed.value.code == "start_failed"
     assert "/no/such" in failed.value.message
     assert failed.value.hint
@@ -386,7 +393,9 @@ async def test_a_command_that_does_not_exist_fails_the_start(programs: Rig) -> N
 async def test_a_place_that_the_launch_lacks_fails_the_start(programs: Rig) -> None:
     before = programs.footprint()
     with pytest.raises(CoveError, match="deps"):
-        await programs.driver.start(programs.launch(argv=("{deps}/bin/python",), output=devnull()))
+        await programs.driver.start(
+            programs.launch(argv=("{deps}/bin/python",), stdout=devnull(), stderr=devnull())
+        )
     assert programs.footprint() == before
 
 

@@ -41,7 +41,8 @@ def launch_of(folder: Path, source: str, **changes: Any) -> Launch:
         deps=None,
         interpreter=Interpreter(python, sys.base_prefix, "3"),
         limits=Limits(cpu=0.5, memory=64 * MIB, pids=32),
-        output=-1,
+        stdout=-1,
+        stderr=-1,
     )
     return dataclasses.replace(made, **changes)
 
@@ -71,7 +72,9 @@ class Box:
         )
         self._readers.append(transport)
         try:
-            running = await self.driver.start(dataclasses.replace(launch, output=write))
+            running = await self.driver.start(
+                dataclasses.replace(launch, stdout=write, stderr=write)
+            )
         finally:
             os.close(write)
         return running, lines

@@ -38,7 +38,7 @@ def silent() -> int:
 async def test_somebody_elses_listener_on_the_port_is_not_the_instance(
     driver: ProcessDriver, silent: int, tmp_path: Path
 ) -> None:
-    running = await driver.start(launch_of(tmp_path, WAIT, output=silent))
+    running = await driver.start(launch_of(tmp_path, WAIT, stdout=silent, stderr=silent))
     with socket.create_server(("127.0.0.1", running.port)):
         with pytest.raises(ConnectionRefusedError):
             await running.connect()
@@ -58,7 +58,7 @@ while True:
     time.sleep(600)
 """
     read, write = os.pipe()
-    running = await driver.start(launch_of(tmp_path, source, output=write))
+    running = await driver.start(launch_of(tmp_path, source, stdout=write, stderr=write))
     assert await asyncio.to_thread(os.read, read, 7) == b"ready!\n"
     (await running.connect()).close()
     os.kill(running.pid, signal.SIGUSR1)
@@ -92,7 +92,7 @@ import os, tempfile
 open(os.path.expanduser("~/x"), "w").close()
 open({str(tmp_path / "said")!r}, "w").write(os.environ["HOME"] + " " + tempfile.mkdtemp())
 """
-    running = await driver.start(launch_of(tmp_path, source, output=silent))
+    running = await driver.start(launch_of(tmp_path, source, stdout=silent, stderr=silent))
     await asyncio.wait_for(asyncio.shield(running.exited), BOUND)
     home, temporary = (tmp_path / "said").read_text().split()
     assert temporary.startswith(home)
@@ -102,14 +102,14 @@ open({str(tmp_path / "said")!r}, "w").write(os.environ["HOME"] + " " + tempfile.
 async def test_it_leads_a_session_of_its_own(
     driver: ProcessDriver, silent: int, tmp_path: Path
 ) -> None:
-    running = await driver.start(launch_of(tmp_path, WAIT, output=silent))
+    running = await driver.start(launch_of(tmp_path, WAIT, stdout=silent, stderr=silent))
     assert os.getsid(running.pid) == os.getpgid(running.pid) == running.pid
 
 
 async def test_no_two_instances_are_told_the_same_port(
     driver: ProcessDriver, silent: int, tmp_path: Path
 ) -> None:
-    launches = [launch_of(tmp_path, WAIT, output=silent) for _ in range(10)]
+    launches = [launch_of(tmp_path, WAIT, stdout=silent, stderr=silent) for _ in range(10)]
     running = await asyncio.gather(*map(driver.start, launches))
     assert len({one.port for one in running}) == 10
 

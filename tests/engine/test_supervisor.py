@@ -39,7 +39,7 @@ class Deaf(FakeDriver):
         running = await super().start(launch)
         assert running._server is not None
         running._server.close()
-        os.write(launch.output, b"listening on the wrong port\n")
+        os.write(launch.stdout, b"listening on the wrong port\n")
         return running
 
 

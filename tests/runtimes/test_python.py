@@ -162,7 +162,7 @@ async def test_what_a_deployer_wrote_arrives_as_written(
     plan = (await deploy(write({"x": "", "cove.toml": config}))).plan
     launch = Launch(
         id="i", function="f", version=1, argv=plan.argv, env=plan.env, port=9000, code=plan.code,
-        deps=None, interpreter=None, limits=Limits(), output=-1,
+        deps=None, interpreter=None, limits=Limits(), stdout=-1, stderr=-1,
     )  # fmt: skip
     argv, env = filled(launch, app="/app", deps=None, serve=None, port=4711)
     assert argv[-1].removeprefix("exec ") == command

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from cove.model import Interpreter, Isolation, Limits
+from cove.model import MIB, Interpreter, Isolation, Limits
 
 APP = "{app}"
 DEPS = "{deps}"
@@ -24,8 +24,9 @@ class Launch:
 
     `argv` and `env` values may hold `{app}`, `{deps}` and `{serve}`. The program is told its
     port in `$PORT`; where instances share a network (`process`) the driver picks another.
-    `code` and `deps` are host folders given read-only. `output` is a descriptor that the
-    program's stdout and stderr are joined to; the caller keeps and closes it.
+    `code` and `deps` are host folders given read-only. `stdout` and `stderr` are descriptors for
+    the program to write to; the caller keeps and closes them. `secrets` are files to show in
+    /run/secrets, by name, where the tier has a file system of its own; never kept on a disk.
     """
 
     id: str
@@ -38,20 +39,27 @@ class Launch:
     deps: str | None
     interpreter: Interpreter | None
     limits: Limits
-    output: int
+    stdout: int
+    stderr: int
+    secrets: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How an instance ended. `code` is None where a signal ended it or nobody can tell."""
+    """How an instance ended. `code` is None where a signal ended it or nobody can tell.
+
+    `oom`: the kernel killed in it for want of memory, of which it had `memory` bytes.
+    """
 
     code: int | None = None
     signal: int | None = None
     oom: bool = False
+    memory: int | None = None
 
     def __str__(self) -> str:
         if self.oom:
-            return "killed: out of memory"
+            limit = f", over its {self.memory / MIB:g} MiB" if self.memory else ""
+            return f"killed: out of memory{limit}"
         if self.signal is not None:
             return f"killed by signal {self.signal}"
         return f"exit code {self.code}" if self.code is not None else "exited"
@@ -77,6 +85,11 @@ class Check:
 
 class Running(Protocol):
     """An instance that was started, until its exit."""
+
+    id: str
+    function: str
+    version: int
+    """What it was launched as."""
 
     pid: int
     """The host's id of its first process."""
@@ -117,5 +130,16 @@ class Driver(Protocol):
         by a start that fails or is cancelled.
         """
 
-    async def close(self) -> None:
-        """Stop what still runs and remove what the driver made on this machine."""
+    async def adopt(self) -> Sequence[Running]:
+        """The instances that an earlier Cove started with this driver's state, and that run whole.
+
+        Called once, before the first start. What that Cove left half made or dead is removed
+        first: processes, mounts, groups, folders; but only what is provably its own. An adopted
+        instance is in every way as one that was started here, though nobody's child.
+        """
+
+    async def close(self, *, keep: bool = False) -> None:
+        """Stop what still runs and remove what the driver made on this machine.
+
+        `keep`: let go of what runs instead, whole, for a later driver's `adopt`.
+        """

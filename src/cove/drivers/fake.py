@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from cove.drivers.base import Exit, Launch, Usage
 from cove.drivers.whole import Starts
@@ -65,6 +65,7 @@ class FakeRunning:
 
     def __init__(self, launch: Launch, app: App, running: dict[str, FakeRunning]) -> None:
         """Takes itself out of `running` when it ends."""
+        self.id, self.function, self.version = launch.id, launch.function, launch.version
         self.pid = os.getpid()
         self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self.launch = launch
@@ -173,6 +174,9 @@ class FakeDriver:
         self.running[launch.id] = running
         return running
 
-    async def close(self) -> None:
+    async def adopt(self) -> Sequence[FakeRunning]:
+        return []
+
+    async def close(self, *, keep: bool = False) -> None:
         await self._starts.settled()
         await asyncio.gather(*(one.stop(0.0) for one in list(self.running.values())))

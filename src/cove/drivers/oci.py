@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from cove.drivers.base import Exit, Launch, Usage
@@ -30,6 +31,7 @@ class OciRunning:
     """A container that was started, until its exit."""
 
     def __init__(self, driver: OciDriver, launch: Launch, bundle: Bundle, pid: int) -> None:
+        self.id, self.function, self.version = launch.id, launch.function, launch.version
         self.pid = pid
         self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self.launch = launch
@@ -151,7 +153,11 @@ class OciDriver:
         try:
             await asyncio.to_thread(bundle.make)
             pid = await self.runtime.run(
-                launch.id, root=self._runtime_root, bundle=bundle.folder, output=launch.output
+                launch.id,
+                root=self._runtime_root,
+                bundle=bundle.folder,
+                stdout=launch.stdout,
+                stderr=launch.stderr,
             )
             running = OciRunning(self, launch, bundle, pid)
         except OSError as e:
@@ -186,7 +192,10 @@ class OciDriver:
             self._ids.free(bundle.first_id)
             self._names.discard(container)
 
-    async def close(self) -> None:
+    async def adopt(self) -> Sequence[OciRunning]:
+        return []
+
+    async def close(self, *, keep: bool = False) -> None:
         await self._starts.settled()
         await asyncio.gather(*(one.stop(0.0) for one in list(self._running.values())))
         while self._ending:

@@ -119,7 +119,8 @@ async def _look(driver: OciDriver, code: str) -> str | None:
             deps=None,
             interpreter=None,
             limits=Limits(cpu=0.1, memory=64 * MIB, pids=32),
-            output=silent,
+            stdout=silent,
+            stderr=silent,
         )
         running = await driver.start(launch)
         running.throttle()

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from cove.clock import now
@@ -33,6 +34,7 @@ class ProcessRunning:
     def __init__(
         self, launch: Launch, child: asyncio.subprocess.Process, port: int, scratch: str
     ) -> None:
+        self.id, self.function, self.version = launch.id, launch.function, launch.version
         self.pid = child.pid
         self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self.launch = launch
@@ -181,8 +183,8 @@ class ProcessDriver:
                 cwd=launch.code,
                 env=_environment(env, scratch, port),
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=launch.output,
-                stderr=launch.output,
+                stdout=launch.stdout,
+                stderr=launch.stderr,
                 start_new_session=True,
             )
         except OSError as e:
@@ -212,7 +214,10 @@ class ProcessDriver:
                 self._ports.add(port)
                 return port
 
-    async def close(self) -> None:
+    async def adopt(self) -> Sequence[ProcessRunning]:
+        return []
+
+    async def close(self, *, keep: bool = False) -> None:
         await self._starts.settled()
         await asyncio.gather(*(one.stop(0.0) for one in list(self._running)))
         self._orphans.stop()

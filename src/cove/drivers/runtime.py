@@ -26,10 +26,13 @@ class Runtime:
     def __str__(self) -> str:
         return f"{self.name} {self.version}".rstrip()
 
-    async def run(self, container: str, *, root: Path, bundle: Path, output: int) -> int:
+    async def run(
+        self, container: str, *, root: Path, bundle: Path, stdout: int, stderr: int
+    ) -> int:
         """Start a bundle's container; the host's id of its first process.
 
-        The container inherits `output`, so the runtime's own words go to a log in the bundle.
+        The container inherits `stdout` and `stderr`: the runtime's own words go to a log in the
+        bundle.
         `CoveError("start_failed")` with them; the container must then be deleted all the same.
         """
         log, pid_file = bundle / "runtime.log", bundle / "pid"
@@ -38,8 +41,8 @@ class Runtime:
             *("--root", str(root), "--log", str(log), "--log-format", "json"),
             *("run", "--detach", "--pid-file", str(pid_file), "--bundle", str(bundle), container),
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
+            stdout=stdout,
+            stderr=stderr,
             env=_environment(),
         )
         if await _ended(process) == 0:

@@ -210,7 +210,8 @@ class Supervisor:
                     deps=plan.deps,
                     interpreter=plan.interpreter,
                     limits=version.spec.limits,
-                    output=output,
+                    stdout=output,
+                    stderr=output,
                 )
             )
         finally:
