@@ -89,6 +89,7 @@ class FunctionSpec:
     scale: Scale = Scale()
     session: SessionPolicy = SessionPolicy()
     auth: Literal["none", "key"] | None = None
+    secrets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +181,19 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
+class SealedSecret:
+    """A value that functions may name, as kept: only the install's key file opens `sealed`."""
+
+    name: str
+    sealed: bytes = field(repr=False)
+    created_at: float
+    updated_at: float
+
+
+@dataclass(frozen=True, slots=True)
 class SessionRecord:
-    """A session as the store keeps it. `key` as its caller sent it."""
+    """A session as the store keeps it. `key` as its caller sent it; `remote` is the id that the
+    program itself gave an MCP session, as it gave it."""
 
     id: str
     function: str
@@ -193,3 +205,4 @@ class SessionRecord:
     state: SessionState
     created_at: float
     last_at: float
+    remote: str = ""

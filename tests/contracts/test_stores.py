@@ -28,6 +28,7 @@ from cove.model import (
     Key,
     Limits,
     Plan,
+    SealedSecret,
     SessionPolicy,
     SessionRecord,
     Version,
@@ -48,6 +49,7 @@ def version(function: str = "weather", number: int = 0, **changes: object) -> Ve
         env={"UNITS": "metric", "Ω": "ohm"},
         limits=Limits(cpu=0.1),
         session=SessionPolicy(affinity=Affinity("header", "X-Thread"), per_instance=1),
+        secrets=("WEATHER_KEY", "MAPS_KEY"),
     )
     plan = Plan(
         argv=("{serve}", "server:mcp"),
@@ -65,7 +67,7 @@ def version(function: str = "weather", number: int = 0, **changes: object) -> Ve
 
 def session(name: str = "s1", function: str = "weather", **changes: object) -> SessionRecord:
     whole = SessionRecord(
-        name, function, 1, "anonymous", "mcp", "k", "i1", SessionState.RUNNING, 1.0, 2.0
+        name, function, 1, "anonymous", "mcp", "k", "i1", SessionState.RUNNING, 1.0, 2.0, "r-1"
     )
     return replace(whole, **changes)  # type: ignore[arg-type]
 
@@ -219,8 +221,9 @@ async def test_sessions_of_a_removed_function_do_not_stop_the_others(store: Stor
 @pytest.mark.parametrize("key", ["", "a\0b", "\udcff", "日本", "x" * 5000])
 async def test_whatever_a_caller_sends_as_its_key_is_kept(store: Store, key: str) -> None:
     await store.add_version(version())
-    await store.put_sessions([session(key=key, principal=key)])
-    assert [(s.key, s.principal) for s in await store.sessions()] == [(key, key)]
+    await store.put_sessions([session(key=key, principal=key, remote=key)])
+    kept = await store.sessions()
+    assert [(s.key, s.principal, s.remote) for s in kept] == [(key, key, key)]
 
 
 async def test_keys_are_kept(store: Store) -> None:
@@ -240,6 +243,24 @@ async def test_a_key_replaces_those_of_its_subject_and_no_others(store: Store) -
     assert await store.keys() == [other, new]
 
 
+async def test_sealed_secrets_are_kept_replaced_by_name_and_removed(store: Store) -> None:
+    kept = [SealedSecret(name, b"\0\xff" + name.encode(), 1.0, 2.0) for name in ("B", "A")]
+    for secret in kept:
+        await store.put_sealed_secret(secret)
+    assert await store.sealed_secrets() == sorted(kept, key=lambda secret: secret.name)
+    newer = SealedSecret("A", b"", 1.0, 3.0)
+    await store.put_sealed_secret(newer)
+    await store.remove_sealed_secret("B")
+    assert await store.sealed_secrets() == [newer]
+    with pytest.raises(CoveError) as gone:
+        await store.remove_sealed_secret("B")
+    assert gone.value.code == "not_found"
+
+
+async def test_what_is_sealed_is_not_printed() -> None:
+    assert "marker" not in repr(SealedSecret("A", b"marker", 1.0, 2.0))
+
+
 async def test_a_secret_is_the_first_that_was_offered(store: Store) -> None:
     offered = [bytes([n]) * 32 for n in range(8)]
     got = await asyncio.gather(*(store.secret("ids", fresh) for fresh in offered))
@@ -254,12 +275,15 @@ async def test_everything_survives_a_reopening(reopen: Open) -> None:
     await first.set_live("weather", 1)
     await first.put_sessions([session()])
     await first.add_key(Key("k", "project", "ab" * 32, 1.0))
+    sealed = SealedSecret("A", b"\0", 1.0, 2.0)
+    await first.put_sealed_secret(sealed)
     secret = await first.secret("ids", b"first")
     again = await reopen()
     assert [(f.name, f.live) for f in await again.functions()] == [("weather", 1)]
     assert await again.versions() == [kept]
     assert await again.sessions() == [session()]
     assert [k.id for k in await again.keys()] == ["k"]
+    assert await again.sealed_secrets() == [sealed]
     assert await again.secret("ids", b"second") == secret
 
 
@@ -373,6 +397,7 @@ _specs = st.builds(
     env=st.dictionaries(_text, _text),
     limits=_limits,
     session=_sessions,
+    secrets=st.lists(_text).map(tuple),
 )
 _plans = st.builds(
     Plan,

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from cove.model import Facts, Function, Key, SessionRecord, Version
+from cove.model import Facts, Function, Key, SealedSecret, SessionRecord, Version
 from cove.states import VersionState
 
 
 class Store(Protocol):
-    """Functions, versions, aliases, keys, sessions and Cove's own secrets."""
+    """Functions, versions, aliases, keys, sessions, functions' secrets and Cove's own."""
 
     async def functions(self) -> Sequence[Function]:
         """All functions, by name."""
@@ -49,6 +49,15 @@ class Store(Protocol):
 
     async def put_sessions(self, records: Sequence[SessionRecord]) -> None:
         """Keep or replace sessions by id, in one transaction; ended ones are removed."""
+
+    async def sealed_secrets(self) -> Sequence[SealedSecret]:
+        """All secrets that functions may name, by name."""
+
+    async def put_sealed_secret(self, secret: SealedSecret) -> None:
+        """Keep a secret, or replace the one of its name."""
+
+    async def remove_sealed_secret(self, name: str) -> None:
+        """Remove a secret. `not_found` if unknown."""
 
     async def secret(self, name: str, fresh: bytes) -> bytes:
         """The install's secret of that name; `fresh` is kept and returned if there is none."""

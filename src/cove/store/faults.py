@@ -22,6 +22,14 @@ def unknown_version(function: str, number: int) -> CoveError:
     )
 
 
+def unknown_secret(name: str) -> CoveError:
+    return CoveError(
+        "not_found",
+        f"there is no secret {name}",
+        hint="`cove secret list` shows those that are set",
+    )
+
+
 def taken(function: str, number: int) -> CoveError:
     return CoveError(
         "conflict",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cove.model import Facts, Function, Key, SessionRecord, Version
+from cove.model import Facts, Function, Key, SealedSecret, SessionRecord, Version
 from cove.states import SessionState, VersionState, move
 from cove.store import faults
 
@@ -21,6 +21,7 @@ class MemoryStore:
         self._versions: dict[tuple[str, int], Version] = {}
         self._keys: dict[str, Key] = {}
         self._sessions: dict[str, SessionRecord] = {}
+        self._sealed: dict[str, SealedSecret] = {}
         self._secrets: dict[str, bytes] = {}
 
     async def functions(self) -> Sequence[Function]:
@@ -93,6 +94,16 @@ class MemoryStore:
             self._sessions.pop(record.id, None)
             if record.state is not SessionState.ENDED and record.function in self._functions:
                 self._sessions[record.id] = record
+
+    async def sealed_secrets(self) -> Sequence[SealedSecret]:
+        return [self._sealed[name] for name in sorted(self._sealed)]
+
+    async def put_sealed_secret(self, secret: SealedSecret) -> None:
+        self._sealed[secret.name] = secret
+
+    async def remove_sealed_secret(self, name: str) -> None:
+        if self._sealed.pop(name, None) is None:
+            raise faults.unknown_secret(name)
 
     async def secret(self, name: str, fresh: bytes) -> bytes:
         return self._secrets.setdefault(name, fresh)

@@ -33,11 +33,29 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import NullPool
 
 from cove.errors import CoveError
-from cove.model import Facts, Function, FunctionSpec, Isolation, Key, Plan, SessionRecord, Version
+from cove.model import (
+    Facts,
+    Function,
+    FunctionSpec,
+    Isolation,
+    Key,
+    Plan,
+    SealedSecret,
+    SessionRecord,
+    Version,
+)
 from cove.states import SessionState, VersionState, move
 from cove.store import faults, migrations
 from cove.store.codec import decode, encode
-from cove.store.tables import aliases, functions, keys, secrets, sessions, versions
+from cove.store.tables import (
+    aliases,
+    functions,
+    keys,
+    sealed_secrets,
+    secrets,
+    sessions,
+    versions,
+)
 
 LIVE = "live"
 BUSY_MS = 30_000
@@ -180,6 +198,25 @@ class SqlStore:
             ]
             if kept:
                 await tx.execute(insert(sessions), kept)
+
+    async def sealed_secrets(self) -> Sequence[SealedSecret]:
+        rows = await self._read(select(sealed_secrets).order_by(sealed_secrets.c.name))
+        return [SealedSecret(**row._mapping) for row in rows]
+
+    async def put_sealed_secret(self, secret: SealedSecret) -> None:
+        row = asdict(secret)
+        async with self._write() as tx:
+            await tx.execute(
+                upsert(sealed_secrets)
+                .values(**row)
+                .on_conflict_do_update(index_elements=["name"], set_=row)
+            )
+
+    async def remove_sealed_secret(self, name: str) -> None:
+        async with self._write() as tx:
+            done = await tx.execute(delete(sealed_secrets).where(sealed_secrets.c.name == name))
+            if done.rowcount == 0:
+                raise faults.unknown_secret(name)
 
     async def secret(self, name: str, fresh: bytes) -> bytes:
         async with self._write() as tx:

@@ -19,6 +19,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    text,
 )
 
 
@@ -93,6 +94,7 @@ sessions = Table(
     Column("state", String(16), nullable=False),
     Column("created_at", Float, nullable=False),
     Column("last_at", Float, nullable=False),
+    Column("remote", CallerText, nullable=False, server_default=text("x''")),
     Index("sessions_by_function", "function"),
 )
 
@@ -101,4 +103,13 @@ secrets = Table(
     metadata,
     Column("name", String(64), primary_key=True),
     Column("value", LargeBinary, nullable=False),
+)
+
+sealed_secrets = Table(
+    "sealed_secrets",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
 )
