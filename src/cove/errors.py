@@ -41,6 +41,7 @@ CODES: Mapping[str, Code] = {
     "deploy_failed": Code(422),
     "resolve_failed": Code(422),
     "start_failed": Code(502),
+    "failing": Code(502, retry=True),
     "bad_gateway": Code(502),
     "timeout": Code(504),
     # what this machine can do

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import signal
 import socket
 import sys
@@ -38,10 +39,14 @@ from cove.engine.control import Addresses, EngineControl
 from cove.engine.datafolder import hold
 from cove.engine.functions import Functions
 from cove.engine.keys import project_keys
+from cove.engine.ledger import LEDGER, Ledger
+from cove.engine.output import Outputs
 from cove.engine.pool import Pool
+from cove.engine.recovery import Recovered, recover
 from cove.engine.sessions import Sessions
 from cove.engine.supervisor import Supervisor
 from cove.errors import CoveError
+from cove.events import Event
 from cove.gateway.affinity import Affinity
 from cove.gateway.gateway import Gateway
 from cove.gateway.listener import BACKLOG, is_loopback, listen, most_connections
@@ -50,11 +55,11 @@ from cove.gateway.probe import look
 from cove.gateway.routes import Route, RouteTable
 from cove.gateway.tokens import Signer
 from cove.gateway.upstream import Upstream
+from cove.logs.keeper import Keeper, living
 from cove.metrics import Metrics
 from cove.model import Isolation
 from cove.paths import KEY, URL, default_data
 from cove.runtimes.layers import Layers
-from cove.states import SessionState
 from cove.store.base import Store
 from cove.store.sql import open_store
 
@@ -62,6 +67,7 @@ log = structlog.get_logger("cove.server")
 
 _FLUSH_SECONDS = 0.25
 _EXPIRE_SECONDS = 0.25
+_LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,7 @@ class Options:
     domain: str
     driver: str
     drain: float
+    keep: bool
     json: bool
 
     @property
@@ -94,6 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--listen", default=None)
     parser.add_argument("--domain", default=None)
     parser.add_argument("--driver", choices=["auto", "oci", "process"], default="auto")
+    parser.add_argument("--keep-instances", action="store_true")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(argv)
     _log_to_stderr(as_json=given.json)
@@ -127,6 +135,7 @@ def _options(given: argparse.Namespace) -> Options:
         domain=(given.domain or operator.domain or "localhost").lower().strip("."),
         driver=given.driver,
         drain=operator.drain,
+        keep=given.keep_instances,
         json=given.json,
     )
 
@@ -138,18 +147,26 @@ async def _serve(options: Options) -> None:
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
         stack.enter_context(hold(options.data))
+        run = options.data / "run"
+        run.mkdir(mode=0o711, exist_ok=True)
+        stack.enter_context(living(run / "alive"))
         listener = listen(options.host, options.port)
         stack.callback(listener.close)
         options = replace(options, port=listener.getsockname()[1])  # port 0 asks for a free one
         drivers, checks = await _drivers(options)
         for driver in drivers.values():
-            stack.push_async_callback(driver.close)
+            stack.push_async_callback(driver.close, keep=options.keep)
         store = await open_store(options.data / "cove.db")
         stack.push_async_callback(store.close)
         secret = await store.secret("tokens", secrets.token_bytes(32))
-        cove = _Cove(options, drivers, checks, store, secret)
-        await cove.load()
-        _banner(options, drivers, checks)
+        outputs = Outputs(
+            run / "output", lambda printed: None, Keeper(run / "output", run / "alive")
+        )
+        stack.callback(outputs.close)
+        cove = _Cove(options, drivers, checks, store, secret, outputs)
+        stack.callback(cove.ledger.close)
+        recovered = await cove.load()
+        _banner(options, drivers, checks, recovered)
         await cove.serve(listener, stop)
 
 
@@ -163,16 +180,24 @@ class _Cove:
         checks: list[Check],
         store: Store,
         secret: bytes,
+        outputs: Outputs,
     ) -> None:
         self.options = options
         self.store = store
-        self.sessions = Sessions()
+        self.drivers = drivers
+        self.outputs = outputs
+        self.ledger = Ledger(options.data / "run" / LEDGER)
+        self.sessions = Sessions(self.ledger.note)
         self.metrics = Metrics(lambda: _gauges(self.functions, self.sessions))
         self.routes = RouteTable(options.domain)
         self.policy = Policy(loopback=options.loopback, domain=options.domain)
         self.affinity = Affinity(self.sessions, Signer(secret))
         self.supervisor = Supervisor(
-            drivers, parallel_starts=2 * (os.cpu_count() or 1), on_start=self._started
+            drivers,
+            outputs=outputs,
+            parallel_starts=2 * (os.cpu_count() or 1),
+            on_start=self._started,
+            on_event=self._event,
         )
         self.functions = Functions(
             store=store,
@@ -182,6 +207,8 @@ class _Cove:
             drivers=drivers,
             probe=look,
             on_live=self._live,
+            scratch=_emptied(options.data / "run" / "deploys"),
+            on_event=self._event,
         )
         self.control = EngineControl(
             self.functions,
@@ -195,6 +222,9 @@ class _Cove:
     def _started(self, pool: Pool, seconds: float) -> None:
         self.metrics.function(pool.version.function).starts.observe(seconds)
 
+    def _event(self, event: Event) -> None:
+        log.debug(event.kind, function=event.function, reason=event.reason)
+
     def _live(self, name: str, pool: Pool | None) -> None:
         if pool is None:
             self.routes.remove(name)
@@ -203,19 +233,25 @@ class _Cove:
             key = not self.options.loopback
             self.routes.put(Route(pool, self.metrics.function(name), key_by_default=key))
 
-    async def load(self) -> None:
-        """What earlier runs left in the store."""
+    async def load(self) -> Recovered:
+        """What earlier runs left in the store, and running."""
         self.policy.trust(await project_keys(self.store, self.options.data / KEY))
         await self.functions.load()
-        # Instances end with the process that started them, and their sessions with them.
-        found = await self.store.sessions()
-        await self.store.put_sessions([replace(r, state=SessionState.ENDED) for r in found])
+        return await recover(
+            drivers=self.drivers.values(),
+            functions=self.functions,
+            sessions=self.sessions,
+            outputs=self.outputs,
+            store=self.store,
+            ledger=self.ledger,
+            on_event=self._event,
+        )
 
     async def serve(self, listener: socket.socket, stop: asyncio.Event) -> None:
         """Until `stop`; then let requests finish, and end everything."""
-        uploads = self.options.data / "uploads"
-        uploads.mkdir(mode=0o700, exist_ok=True)
-        async with serving(create_app(self.control, uploads=uploads)) as path:
+        uploads = _emptied(self.options.data / "uploads")
+        socket_path = self.options.data / "run" / "api.sock"
+        async with serving(create_app(self.control, uploads=uploads), socket_path) as path:
             api = Upstream(lambda: _dial(path))
             gateway = Gateway(
                 routes=self.routes,
@@ -235,8 +271,8 @@ class _Cove:
                 server.close()
                 await gateway.drain(self.options.drain)
                 api.close()
-            await self.supervisor.close()
-            await self.store.put_sessions(self.sessions.take_changed())
+            await self.supervisor.close(keep=self.options.keep)
+            await _flush_once(self.sessions, self.store, self.ledger)
             log.info("stopped")
 
     @asynccontextmanager
@@ -246,7 +282,8 @@ class _Cove:
             gateway.run(),
             self.supervisor.run(),
             _expire(self.sessions),
-            _flush(self.sessions, self.store),
+            _flush(self.sessions, self.store, self.ledger),
+            _look(self.outputs),
         )
         tasks = [asyncio.create_task(each) for each in work]
         url = self.options.data / URL
@@ -270,20 +307,36 @@ async def _expire(sessions: Sessions) -> None:
         sessions.expire(asyncio.get_running_loop().time())
 
 
-async def _flush(sessions: Sessions, store: Store) -> None:
+async def _look(outputs: Outputs) -> None:
+    while True:
+        await asyncio.sleep(_LOOK_SECONDS)
+        try:
+            outputs.look()
+        except OSError as error:
+            log.error("nothing holds instances' output", reason=str(error))
+
+
+async def _flush(sessions: Sessions, store: Store, ledger: Ledger) -> None:
     """Sessions reach the store behind the requests that change them."""
     while True:
         await asyncio.sleep(_FLUSH_SECONDS)
-        changed = sessions.take_changed()
-        if changed:
-            try:
-                await store.put_sessions(changed)
-            except Exception:
-                sessions.put_back(changed)
-                log.exception("sessions were not kept yet", count=len(changed))
-            except asyncio.CancelledError:
-                sessions.put_back(changed)  # for the last put
-                raise
+        try:
+            await _flush_once(sessions, store, ledger)
+        except Exception as error:
+            log.error("sessions are only in the ledger yet", reason=str(error))
+
+
+async def _flush_once(sessions: Sessions, store: Store, ledger: Ledger) -> None:
+    changed = sessions.take_changed()
+    if not changed:
+        return
+    ledger.turn()
+    try:
+        await store.put_sessions(changed)
+    except BaseException:
+        sessions.put_back(changed)  # for the next time
+        raise
+    ledger.settle()
 
 
 def _gauges(
@@ -320,7 +373,6 @@ async def _dial(path: str) -> socket.socket:
 async def _drivers(options: Options) -> tuple[dict[Isolation, Driver], list[Check]]:
     """The driver of the best tier that is allowed here, and what was found out on the way."""
     state = options.data / "run"
-    state.mkdir(exist_ok=True)
     runtime, checks = None, probe.machine()
     if options.driver != "process":
         runtime, found = await probe.probe(state)
@@ -346,7 +398,19 @@ async def _doctor() -> list[dict[str, object]]:
     return [asdict(check) for check in [*probe.machine(), *checks]]
 
 
-def _banner(options: Options, drivers: dict[Isolation, Driver], checks: list[Check]) -> None:
+def _emptied(folder: Path) -> Path:
+    """A folder of Cove's own, for what does not outlive a process."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+def _banner(
+    options: Options,
+    drivers: dict[Isolation, Driver],
+    checks: list[Check],
+    recovered: Recovered,
+) -> None:
     tiers = ", ".join(f"{isolation} ({driver.name})" for isolation, driver in drivers.items())
     if options.json:
         log.info(
@@ -360,6 +424,10 @@ def _banner(options: Options, drivers: dict[Isolation, Driver], checks: list[Che
             "  deploy     cove deploy server.py\n"
             "  stop       Ctrl-C\n"
         )
+        if recovered.instances:
+            sys.stdout.write(
+                f"  took over  {recovered.instances} instances, {recovered.sessions} sessions\n"
+            )
         sys.stdout.flush()
     if "container" not in drivers:
         reasons = "; ".join(f"{check.name}: {check.detail}" for check in checks if not check.ok)

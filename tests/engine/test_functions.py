@@ -13,6 +13,7 @@ import pytest
 from cove.drivers.fake import FakeDriver
 from cove.engine.functions import Functions
 from cove.engine.instance import Instance
+from cove.engine.output import Outputs
 from cove.engine.pool import Pool
 from cove.engine.sessions import Sessions
 from cove.engine.supervisor import Supervisor
@@ -39,15 +40,19 @@ class Bench:
     def begin(self) -> None:
         """As after a restart of Cove: only the store remembers."""
         self.sessions = Sessions()
-        self.supervisor = Supervisor({"process": self.driver}, parallel_starts=2)
+        self.outputs = Outputs(self.folder / "output", lambda printed: None)
+        self.supervisor = Supervisor(
+            {"process": self.driver}, outputs=self.outputs, parallel_starts=2
+        )
         self.functions = Functions(
             store=self.store,
-            layers=Layers(self.folder),
+            layers=Layers(self.folder / "layers"),
             supervisor=self.supervisor,
             sessions=self.sessions,
             drivers={"process": self.driver},
             probe=self._look,
             on_live=self._on_live,
+            scratch=self.folder,
         )
 
     async def _look(self, instance: Instance, spec: FunctionSpec) -> Facts:
@@ -69,6 +74,7 @@ class Bench:
     async def close(self) -> None:
         await self.supervisor.close()
         await self.driver.close()
+        self.outputs.close()
 
 
 @pytest.fixture

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import select
-import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +14,11 @@ import pytest
 from cove.drivers.base import Launch
 from cove.drivers.fake import FakeDriver, FakeRunning
 from cove.engine.instance import Instance
-from cove.engine.output import Output
+from cove.engine.output import Outputs
 from cove.engine.pool import Pool
 from cove.engine.supervisor import Supervisor
 from cove.errors import CoveError
+from cove.events import Event
 from cove.model import Facts, FunctionSpec, Isolation, Limits, Plan, Scale, Version
 from cove.states import InstanceState, VersionState
 
@@ -44,9 +43,16 @@ class Deaf(FakeDriver):
 
 
 class Bench:
-    def __init__(self, driver: FakeDriver) -> None:
+    def __init__(self, driver: FakeDriver, folder: Path) -> None:
         self.driver = driver
-        self.supervisor = Supervisor({"process": driver}, parallel_starts=2)
+        self.events: list[Event] = []
+        self.outputs = Outputs(folder / "output", lambda printed: None)
+        self.supervisor = Supervisor(
+            {"process": driver},
+            outputs=self.outputs,
+            parallel_starts=2,
+            on_event=self.events.append,
+        )
         self.loop = asyncio.create_task(self.supervisor.run())
 
     def pool(self, deployed: Version | None = None, *, live: bool = True) -> Pool:
@@ -65,6 +71,7 @@ class Bench:
         self.loop.cancel()
         await self.supervisor.close()
         await self.driver.close()
+        self.outputs.close()
 
 
 @pytest.fixture
@@ -73,9 +80,11 @@ def driver() -> FakeDriver:
 
 
 @pytest.fixture
-async def bench(monkeypatch: pytest.MonkeyPatch, driver: FakeDriver) -> AsyncIterator[Bench]:
+async def bench(
+    monkeypatch: pytest.MonkeyPatch, driver: FakeDriver, tmp_path: Path
+) -> AsyncIterator[Bench]:
     monkeypatch.setattr("cove.engine.supervisor._TICK", 0.01)
-    bench = Bench(driver)
+    bench = Bench(driver, tmp_path)
     yield bench
     await bench.close()
 
@@ -119,15 +128,16 @@ async def test_a_program_that_opens_no_port_is_told_so_in_its_own_words(bench: B
 
 async def test_a_look_that_fails_has_the_programs_lines(bench: Bench) -> None:
     async def look(instance: Instance) -> None:
-        write = instance.output.open()
-        os.write(write, b"what is this\n")
-        os.close(write)
+        assert instance.output is not None
+        for write in instance.output.open():
+            os.write(write, b"what is this\n")
+            os.close(write)
         raise CoveError("deploy_failed", "speaks no MCP")
 
     pool = bench.pool(live=False)
     with pytest.raises(CoveError) as caught:
         await bench.supervisor.first(pool, look)
-    assert caught.value.lines == ("what is this",)
+    assert caught.value.lines == ("what is this", "what is this")
 
 
 async def test_a_cancelled_first_start_leaves_nothing(bench: Bench) -> None:
@@ -312,65 +322,3 @@ async def test_closing_ends_a_start_that_has_not_begun(bench: Bench) -> None:
     async with asyncio.timeout(1.0):  # in this task: the start's own has not had its first step
         await bench.supervisor.close()
     assert (pool.instances, bench.driver.started) == ([], [])
-
-
-# What an instance prints.
-
-
-async def test_the_last_lines_are_kept() -> None:
-    output = Output()
-    write = output.open()
-    os.write(write, b"".join(b"line %d\n" % n for n in range(500)) + b"unfinished")
-    assert output.tail(3) == ["line 498", "line 499", "unfinished"]
-    os.close(write)
-    output.close()
-    assert len(output.tail(1000)) == 201
-
-
-async def test_what_a_program_said_last_is_not_lost_with_it() -> None:
-    output = Output()
-    write = output.open()
-    os.write(write, b"Traceback\nboom\n")
-    os.close(write)
-    output.close()
-    assert output.tail() == ["Traceback", "boom"]
-
-
-async def test_a_flood_of_empty_lines_costs_little() -> None:
-    output = Output()
-    begun = time.thread_time()
-    for _ in range(20):
-        output._take(b"\n" * 65536)
-    assert time.thread_time() - begun < 0.1
-    output._take(b"end\n")
-    assert (len(output.tail(1000)), output.tail(1)) == (200, ["end"])
-
-
-async def test_who_prints_without_end_waits_at_its_pipe() -> None:
-    output = Output()
-    write = output.open()
-    os.set_blocking(write, False)
-    loop = asyncio.get_running_loop()
-    end, printed = loop.time() + 0.5, 0
-    while loop.time() < end:
-        with contextlib.suppress(BlockingIOError):
-            printed += os.write(write, b"x" * 999 + b"\n")
-        await asyncio.sleep(0)
-    assert 1024**2 < printed <= 7 * 1024**2  # a MiB each 0.1 s, and what the pipe holds
-    async with asyncio.timeout(BOUND):  # and it goes on: nothing is lost
-        while not select.select([], [write], [], 0)[1]:
-            await asyncio.sleep(0.01)
-    os.write(write, b"end\n")
-    os.close(write)
-    output.close()
-    assert output.tail(1) == ["end"]
-
-
-async def test_long_lines_and_odd_bytes_are_bounded() -> None:
-    output = Output()
-    write = output.open()
-    os.write(write, b"a" * 50_000 + b"\n\xff\xfe\n")
-    lines = output.tail()
-    assert (len(lines[0]), lines[1]) == (2000, "\ufffd\ufffd")
-    os.close(write)
-    output.close()

@@ -12,13 +12,16 @@ import hashlib
 import json
 import os
 import socket
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from cove.drivers.base import Launch
 from cove.drivers.fake import App, FakeDriver, echo
 from cove.engine.instance import Instance
+from cove.engine.output import Outputs
 from cove.engine.pool import Pool
 from cove.engine.sessions import Sessions
 from cove.engine.supervisor import Supervisor
@@ -259,8 +262,11 @@ class World:
         digest = hashlib.sha256(SECRET.encode()).hexdigest()
         self.policy.trust([Key("1", "project", digest, 0.0)])
         self.signer = Signer(b"s" * 32)
+        self._folder = tempfile.TemporaryDirectory()
+        self.outputs = Outputs(Path(self._folder.name), lambda printed: None)
         self.supervisor = Supervisor(
             {"process": self.driver},
+            outputs=self.outputs,
             parallel_starts=4,
             on_start=lambda pool, seconds: self.metrics.function(
                 pool.version.function
@@ -420,6 +426,8 @@ class World:
                 running.crash(0)
             await self.supervisor.close()
             await self.driver.close()
+            self.outputs.close()
+            self._folder.cleanup()
             assert all(isinstance(end, asyncio.CancelledError) for end in done), done
 
     async def _expire(self) -> None:

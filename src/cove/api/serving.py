@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
-import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import uvicorn
 from starlette.applications import Starlette
 
 _BACKLOG = 128
+_LONGEST = 103  # where the system's bound is least
 _KEEP_ALIVE = 75
 _GRACE = 2
 
 
 @asynccontextmanager
-async def serving(app: Starlette) -> AsyncIterator[str]:
-    """The path of the socket, for as long as the block lasts."""
-    # A socket's path has a bound of 108 bytes, which a data folder's need not keep.
+async def serving(app: Starlette, place: Path) -> AsyncIterator[str]:
+    """The path of the socket, for as long as the block lasts. It lies at `place`."""
     with (
-        tempfile.TemporaryDirectory(prefix="cove-api-") as folder,
+        _short(place) as path,
         socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener,
     ):
-        path = str(Path(folder) / "api.sock")
+        _remove(path)  # an earlier process's
         listener.bind(path)
         listener.listen(_BACKLOG)
         server = _Quiet(
@@ -46,6 +46,25 @@ async def serving(app: Starlette) -> AsyncIterator[str]:
             await app.state.deploys.close()
             server.should_exit = True
             await task
+            _remove(path)
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+@contextmanager
+def _short(place: Path) -> Iterator[str]:
+    """A name for `place` within the 107 bytes that a socket's may have."""
+    if len(os.fsencode(place)) <= _LONGEST:
+        yield str(place)
+        return
+    folder = os.open(place.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{place.name}"
+    finally:
+        os.close(folder)
 
 
 class _Quiet(uvicorn.Server):

@@ -18,7 +18,18 @@ from cove.cli.options import Options, command
     type=click.Choice(["auto", "oci", "process"]),
     help="How functions are isolated [auto: the best that this machine can].",
 )
-def up(options: Options, listen: str | None, domain: str | None, driver: str | None) -> None:
+@click.option(
+    "--keep-instances",
+    is_flag=True,
+    help="When stopped, leave instances with sessions running, for the next `cove up`.",
+)
+def up(
+    options: Options,
+    listen: str | None,
+    domain: str | None,
+    driver: str | None,
+    keep_instances: bool,
+) -> None:
     """Start the server, in the foreground."""
     given = {
         "--data": str(options.location().data),
@@ -29,5 +40,6 @@ def up(options: Options, listen: str | None, domain: str | None, driver: str | N
     argv = [sys.executable, "-m", "cove.server"]
     for name, value in given.items():
         argv += [name, value] if value else []
+    argv += ["--keep-instances"] * keep_instances
     # This process becomes the server: a supervisor that stops `cove up` stops the server itself.
     os.execv(sys.executable, argv + ["--json"] * options.json)  # noqa: S606

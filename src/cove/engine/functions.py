@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
 
 from cove import clock
-from cove.drivers.base import Driver
+from cove.drivers.base import Driver, Running
 from cove.engine.instance import Instance
 from cove.engine.pool import Pool
 from cove.engine.sessions import Sessions
 from cove.engine.supervisor import Supervisor
 from cove.errors import CoveError
+from cove.events import Event, EventKind, OnEvent
 from cove.model import Facts, FunctionSpec, Isolation, Plan, Version
 from cove.runtimes import archive, python, source
 from cove.runtimes.layers import Layers
@@ -74,7 +75,12 @@ class Functions:
         drivers: Mapping[Isolation, Driver],
         probe: Probe,
         on_live: Callable[[str, Pool | None], None],
+        scratch: Path,
+        on_event: OnEvent = lambda event: None,
     ) -> None:
+        """`scratch` is a folder for deploys under way; what is found in it is nobody's."""
+        self._scratch = scratch
+        self._on_event = on_event
         self._store = store
         self._layers = layers
         self._supervisor = supervisor
@@ -105,6 +111,29 @@ class Functions:
                 version = entry.versions[entry.live]
                 self._go_live(entry, Pool(version, self._supervisor.wake, entry.on_change))
 
+    async def adopt(self, left: Sequence[Running]) -> dict[str, tuple[Pool, Instance]]:
+        """Instances of an earlier Cove go on in the pools of their versions, by id.
+
+        Those of versions that are not there, or never were ready, are stopped.
+        """
+        taken = await asyncio.gather(*(self._adopt(running) for running in left))
+        return {instance.id: (pool, instance) for pool, instance in filter(None, taken)}
+
+    async def _adopt(self, running: Running) -> tuple[Pool, Instance] | None:
+        entry = self._entries.get(running.function)
+        version = entry.versions.get(running.version) if entry is not None else None
+        if entry is None or version is None or version.state is not VersionState.READY:
+            await running.stop(0)
+            return None
+        pool = entry.pools.get(version.number)
+        if pool is None:
+            pool = entry.pools[version.number] = Pool(
+                version, self._supervisor.wake, entry.on_change
+            )
+            self._supervisor.add(pool)
+        instance = await self._supervisor.adopt(pool, running)
+        return (pool, instance) if instance is not None else None
+
     def get(self, name: str) -> Entry:
         """`not_found`, with what there is, for an unknown name."""
         entry = self._entries.get(name)
@@ -133,7 +162,7 @@ class Functions:
         """
         async with self._pruning:
             self._deploying += 1
-        folder = Path(tempfile.mkdtemp(prefix="cove-deploy-"))
+        folder = Path(tempfile.mkdtemp(dir=self._scratch))
         try:
             await asyncio.to_thread(
                 archive.unpack,
@@ -198,13 +227,18 @@ class Functions:
             finally:
                 entry.pools.pop(version.number, None)
                 entry.versions[version.number] = await self._failed(version, reason)
+            self._tell("version.failed", version, reason)
             raise
         entry.versions[version.number] = pool.version = version
         old, entry.live = entry.live, version.number
         self._go_live(entry, pool)
         if old is not None:
             self._supervisor.retire(entry.pools[old])
+        self._tell("version.live", version, "deployed")
         log.info("version live", function=version.function, version=version.number)
+
+    def _tell(self, kind: EventKind, version: Version, reason: str) -> None:
+        self._on_event(Event(clock.wall(), kind, version.function, version.number, reason=reason))
 
     async def _failed(self, version: Version, reason: str) -> Version:
         """The version as one that failed, or as the one that is ready and did not go live."""
@@ -256,6 +290,7 @@ class Functions:
             await asyncio.gather(*(self._supervisor.remove(p, gone) for p in entry.pools.values()))
             for listener in list(entry.on_change):
                 listener()
+            self._on_event(Event(clock.wall(), "function.removed", name))
         await self._prune()
 
     # Layers.

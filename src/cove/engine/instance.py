@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from cove.clock import now
 from cove.drivers.base import Exit, Running
 from cove.engine.output import Output
 from cove.errors import CoveError
 from cove.states import InstanceState, move
 
+_AFTERWARDS = 0.05  # seconds in which a request's last lines are read
+
 
 class Instance:
     """State and load of one instance. `slots` counts sessions, those being opened included.
 
-    `failure` says why it did not start, `exit` how it ended.
+    `failure` says why it did not start, `exit` how it ended. `session` is the id of the one
+    session that it belongs to, if it belongs to one; `serving` the request, and its session, that
+    it alone was given last.
     """
 
     __slots__ = (
@@ -24,7 +29,10 @@ class Instance:
         "inflight",
         "on_stopping",
         "output",
+        "ready_at",
         "running",
+        "serving",
+        "session",
         "slots",
         "started_at",
         "started_by",
@@ -40,11 +48,14 @@ class Instance:
         self.inflight = 0
         self.slots = 0
         self.idle_since = 0.0
+        self.ready_at = 0.0
         self.throttled = False
         self.running: Running | None = None
         self.exit: Exit | None = None
         self.failure: CoveError | None = None
-        self.output = Output()
+        self.output: Output | None = None
+        self.serving: tuple[bytes, str] | None = None
+        self.session = ""
         self.on_stopping: set[Callable[[], None]] = set()
 
     def move(self, new: InstanceState) -> None:
@@ -54,6 +65,17 @@ class Instance:
             listeners, self.on_stopping = self.on_stopping, set()
             for listener in listeners:
                 listener()
+
+    def serves(self) -> tuple[str, str]:
+        """The session and the request that what it prints now belongs to, where that is one."""
+        request, session = self.serving or (b"", "")
+        if not self.inflight and now() - self.idle_since > _AFTERWARDS:
+            request, session = b"", ""
+        return session or self.session, request.decode()
+
+    def tail(self) -> list[str]:
+        """The last lines that it has printed."""
+        return self.output.tail() if self.output is not None else []
 
     @property
     def pid(self) -> int | None:

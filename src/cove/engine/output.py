@@ -1,94 +1,259 @@
-"""What an instance prints: a pipe, and its last lines kept."""
+"""What an instance prints: two fifos that outlive Cove, read line by line, the last lines kept."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
+import threading
 from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
+from cove.clock import now
+from cove.logs.keeper import Keeper
+from cove.logs.reader import Reader
+
+Stream = Literal["stdout", "stderr"]
+STREAMS: tuple[Stream, Stream] = ("stdout", "stderr")
+
+LINE_BYTES = 8192
 _LINES = 200
-_LINE_BYTES = 2000
-_READ = 65536
-_LAST_READS = 32  # a pipe holds a MiB at most, where nobody goes on writing
-_BUDGET = 1024**2
+_READ = 32 * 1024
+_LAST_READS = 64  # of a fifo's rest, where nobody goes on writing
+_BUDGET = 256 * 1024
+_LINE_COST = 100
 _EVERY = 0.1
+_SHORTEST_SECRET = 4
+_HIDDEN = b"[secret]"
+
+
+@dataclass(frozen=True, slots=True)
+class Printed:
+    """Some lines of one stream, in order, of an instance of a function's version."""
+
+    function: str
+    version: int
+    instance: str
+    stream: Stream
+    lines: list[str]
+    session: str = ""
+    request: str = ""
+
+
+OnPrinted = Callable[[Printed], None]
+"""Told what was printed, in the reader's thread: it is kept when this returns."""
+
+Serving = Callable[[], tuple[str, str]]
+"""Which session and request an instance serves just now, where that is one."""
+
+
+class Outputs:
+    """The outputs of all instances: their fifos' folder, who reads it, and who holds it open."""
+
+    def __init__(self, folder: Path, on_printed: OnPrinted, keeper: Keeper | None = None) -> None:
+        """`folder` is made. Without a keeper, what nobody has open is forgotten."""
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder = folder
+        self._keeper = keeper
+        self._on_printed = on_printed
+        self._reader = Reader()
+
+    def __repr__(self) -> str:
+        return f"<Outputs {self._folder}>"
+
+    def make(self, function: str, version: int, instance: str) -> Output:
+        """A new instance's, whose fifos are there from now on. `OSError` where they cannot be."""
+        output = Output(self, function, version, instance)
+        for path in output.paths:
+            os.mkfifo(path, 0o600)
+            if self._keeper is not None:
+                self._keeper.hold(path.name)
+        output.read()
+        return output
+
+    def adopt(self, function: str, version: int, instance: str) -> Output:
+        """An instance's of an earlier Cove; what it has printed since is read."""
+        output = Output(self, function, version, instance)
+        output.read()
+        return output
+
+    def left(self) -> list[str]:
+        """Instances that have fifos here."""
+        return sorted({path.rpartition(".")[0] for path in os.listdir(self._folder)} - {""})
+
+    def look(self) -> None:
+        """See that what must be held is held. Cheap; to be called now and then."""
+        if self._keeper is not None:
+            self._keeper.look()
+
+    def close(self) -> None:
+        """Read no more. What instances print from here on waits for the next Cove."""
+        self._reader.close()
+        if self._keeper is not None:
+            self._keeper.close()
+
+    # For an output.
+
+    def path(self, instance: str, stream: Stream) -> Path:
+        return self._folder / f"{instance}.{stream}"
+
+    def printed(self, printed: Printed) -> None:
+        self._on_printed(printed)
+
+    def watch(self, descriptor: int, output: Output) -> None:
+        self._reader.add(descriptor, output)
+
+    def unwatch(self, descriptor: int) -> None:
+        self._reader.remove(descriptor)
+
+    def drop(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        if self._keeper is not None:
+            self._keeper.drop(path.name)
 
 
 class Output:
-    """Reads an instance's stdout and stderr, joined, and keeps the last lines.
+    """One instance's stdout and stderr.
 
-    At most `_BUDGET` bytes are read in `_EVERY` seconds: one that prints more waits at its full
-    pipe, and does not keep the loop that serves everybody.
+    At most `_BUDGET` bytes are read in `_EVERY` seconds, short lines counting for more: one
+    that prints more waits at its full fifo.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, home: Outputs, function: str, version: int, instance: str) -> None:
+        self._home = home
+        self._about = (function, version, instance)
+        self.paths = [home.path(instance, stream) for stream in STREAMS]
+        self.serving: Serving | None = None
+        self._secrets: list[bytes] = []
+        self._longest = 1
         self._lines: deque[str] = deque(maxlen=_LINES)
-        self._rest = b""
-        self._read: int | None = None
-        self._left = _BUDGET
-        self._refill: asyncio.TimerHandle | None = None
+        self._open: dict[int, Stream] = {}
+        self._rest: dict[Stream, bytes] = dict.fromkeys(STREAMS, b"")
+        self._spent, self._since = 0, 0.0
+        self._turn = threading.Lock()
 
-    def open(self) -> int:
-        """A descriptor for the instance to write to; the caller closes it after the start."""
-        read, write = os.pipe()
-        os.set_blocking(read, False)
-        self._read = read
-        asyncio.get_running_loop().add_reader(read, self._readable)
-        return write
+    def hide(self, secrets: Iterable[str]) -> None:
+        """Keep these values out of what is kept. Values of fewer than 4 bytes are not found."""
+        parts = {part for secret in secrets for part in (secret, *secret.splitlines())}
+        self._secrets = sorted(
+            (p.encode() for p in parts if len(p.encode()) >= _SHORTEST_SECRET),
+            key=len,
+            reverse=True,
+        )
+        self._longest = len(self._secrets[0]) if self._secrets else 1
 
-    def _readable(self) -> None:
-        assert self._read is not None
+    def open(self) -> tuple[int, int]:
+        """Descriptors for the instance to write to; the caller closes them after the start.
+
+        Open for reading too: a fifo that its writer reads never breaks, whoever else ends.
+        """
+        out = os.open(self.paths[0], os.O_RDWR | os.O_CLOEXEC)
         try:
-            data = os.read(self._read, _READ)
+            return out, os.open(self.paths[1], os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            os.close(out)
+            raise
+
+    def read(self) -> None:
+        """Begin to read. A fifo that is not there is passed over."""
+        for path, stream in zip(self.paths, STREAMS, strict=True):
+            with contextlib.suppress(FileNotFoundError):
+                descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                self._open[descriptor] = stream
+                self._home.watch(descriptor, self)
+
+    def pump(self, descriptor: int) -> float:
+        """Read what there is, for the reader."""
+        with self._turn:
+            if descriptor not in self._open or self._read(descriptor) < 0:
+                return -1.0
+            if now() - self._since > _EVERY:
+                self._spent, self._since = 0, now()
+            return _EVERY if self._spent > _BUDGET else 0.0
+
+    def _read(self, descriptor: int) -> int:
+        """Read once: how many bytes, or -1 where nobody has it open to write any more."""
+        try:
+            data = os.read(descriptor, _READ)
         except BlockingIOError:
+            return 0
+        if data:
+            self._take(self._open[descriptor], data)
+        return len(data) or -1
+
+    def _take(self, stream: Stream, data: bytes) -> None:
+        *lines, rest = (self._rest[stream] + data).split(b"\n")
+        if len(rest) > LINE_BYTES + self._longest:  # the longest secret may reach beyond
+            rest = self._hidden(rest)
+            lines.append(rest[: -self._longest])
+            rest = rest[-self._longest :]
+        self._rest[stream] = rest
+        self._spent += len(data) + _LINE_COST * len(lines)
+        self._say(stream, lines)
+
+    def _say(self, stream: Stream, lines: list[bytes]) -> None:
+        if not lines:
             return
-        if not data:
-            self.close()
-            return
-        self._take(data)
-        self._spend(self._read, len(data))
+        text = [
+            piece.decode(errors="replace").removesuffix("\r")
+            for line in lines
+            for piece in _pieces(self._hidden(line))
+        ]
+        self._lines.extend(text[-_LINES:])
+        session, request = self.serving() if self.serving is not None else ("", "")
+        function, version, instance = self._about
+        self._home.printed(
+            Printed(function, version, instance, stream, text, session=session, request=request)
+        )
 
-    def _spend(self, read: int, count: int) -> None:
-        self._left -= count
-        loop = asyncio.get_running_loop()
-        if self._refill is None:
-            self._refill = loop.call_later(_EVERY, self._again)
-        if self._left <= 0:
-            loop.remove_reader(read)
-
-    def _again(self) -> None:
-        self._refill = None
-        paused, self._left = self._left <= 0, _BUDGET
-        if paused and self._read is not None:
-            asyncio.get_running_loop().add_reader(self._read, self._readable)
-
-    def _take(self, data: bytes) -> None:
-        # Lines that would be pushed out at once are never made.
-        *lines, self._rest = (self._rest + data).rsplit(b"\n", _LINES + 1)
-        if len(lines) > _LINES:
-            del lines[0]
-        self._rest = self._rest[-_LINE_BYTES:]
-        self._lines.extend(line[:_LINE_BYTES].decode(errors="replace") for line in lines)
+    def _hidden(self, line: bytes) -> bytes:
+        for secret in self._secrets:
+            line = line.replace(secret, _HIDDEN)
+        return line
 
     def tail(self, count: int = 20) -> list[str]:
         """The last `count` lines, an unfinished one included."""
-        if self._read is not None and self._left > 0:
-            self._readable()
-        rest = [self._rest.decode(errors="replace")] if self._rest else []
-        return [*self._lines, *rest][-count:]
+        with self._turn:
+            for descriptor in self._open:
+                self._read(descriptor)
+            rests = (self._hidden(rest) for rest in self._rest.values() if rest)
+            return [*self._lines, *(r.decode(errors="replace") for r in rests)][-count:]
 
     def close(self) -> None:
-        """Stop reading, after what the pipe still holds. What was read stays."""
-        if self._read is None:
-            return
-        read, self._read = self._read, None
-        asyncio.get_running_loop().remove_reader(read)
-        if self._refill is not None:
-            self._refill.cancel()
-        with contextlib.suppress(BlockingIOError):
-            for _ in range(_LAST_READS):
-                if not (data := os.read(read, _READ)):
-                    break
-                self._take(data)
-        os.close(read)
+        """The instance has ended: read what it has left, and remove the fifos. Lines stay."""
+        with self._turn:
+            for descriptor in self._open:
+                for _ in range(_LAST_READS):
+                    if self._read(descriptor) <= 0:
+                        break
+            self._say_rests()
+            self._let_go()
+        for path in self.paths:
+            self._home.drop(path)
+
+    def release(self) -> None:
+        """Read no more, and leave what is not read yet to the next Cove."""
+        with self._turn:
+            self._say_rests()
+            self._let_go()
+
+    def _say_rests(self) -> None:
+        for stream, rest in self._rest.items():
+            self._say(stream, [rest] if rest else [])
+            self._rest[stream] = b""
+
+    def _let_go(self) -> None:
+        for descriptor in self._open:
+            self._home.unwatch(descriptor)
+            os.close(descriptor)
+        self._open = {}
+
+
+def _pieces(line: bytes) -> list[bytes]:
+    """A line as it is, or in pieces of `LINE_BYTES` where it is longer."""
+    starts = range(0, len(line), LINE_BYTES)
+    return (
+        [line[start : start + LINE_BYTES] for start in starts] if len(line) > LINE_BYTES else [line]
+    )

@@ -22,7 +22,8 @@ class Pool:
     request meets another's session.
 
     `retry_at`: not before then does the loop's time see a start that nobody waits for;
-    `setbacks` counts what failed or ended by itself of late.
+    `setbacks` counts what failed or ended by itself of late, and `failing` is what is answered
+    until then where that was too often.
     `on_change`, shared by a function's pools, is told when an instance has become ready.
     """
 
@@ -36,6 +37,7 @@ class Pool:
         self.live = False
         self.retry_at = 0.0
         self.setbacks = 0
+        self.failing: CoveError | None = None
         self.ready: list[Instance] = []
         self.starting: list[Instance] = []
         self.draining: list[Instance] = []
@@ -157,7 +159,7 @@ class Pool:
         """A start succeeded."""
         self.starting.remove(instance)
         instance.move(InstanceState.READY)
-        instance.idle_since = now
+        instance.idle_since = instance.ready_at = now
         self.ready.append(instance)
         self._dispatch()
         for listener in list(self.on_change):

@@ -15,12 +15,16 @@ from cove.errors import CoveError
 from cove.model import SessionRecord
 from cove.states import InstanceState, SessionState, move
 
+STREAM = "stream"
+"""The affinity, in records, of a session that is a stream."""
+
 
 class Session:
     """A routing session: a key, its principal, its instance. Times are the loop's.
 
     `on_end` is told once, when the session ends for whatever reason. `remote` is the id the
-    program itself gave it; `attached` what the gateway keeps with it.
+    program itself gave it; `attached` what the gateway keeps with it; `streams`: it is one stream
+    of its caller's, and ends with that.
     """
 
     __slots__ = (
@@ -39,6 +43,7 @@ class Session:
         "principal",
         "remote",
         "state",
+        "streams",
     )
 
     def __init__(self, pool: Pool, principal: str, key: str, now: float) -> None:
@@ -48,6 +53,7 @@ class Session:
         self.key = key
         self.remote = b""
         self.attached: object = None
+        self.streams = False
         self.instance: Instance | None = None
         self.opened: asyncio.Future[CoveError | None] | None = None
         self.inflight = 0
@@ -78,12 +84,13 @@ class Session:
             function=version.function,
             version=version.number,
             principal=self.principal,
-            affinity=str(version.spec.session.affinity),
+            affinity=STREAM if self.streams else str(version.spec.session.affinity),
             key=self.key,
             instance=self.instance.id if self.instance is not None else "",
             state=self.state,
             created_at=self.created_at,
             last_at=self.created_at + (self.last - self.created),
+            remote=self.remote.decode("latin-1"),
         )
 
     def __repr__(self) -> str:
@@ -102,7 +109,9 @@ class Sessions:
     A session holds a slot of its instance from its opening to its end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, note: Callable[[SessionRecord], None] = lambda record: None) -> None:
+        """`note` is given what opens and what ends, before anybody is told of it."""
+        self._note = note
         self._by_key: dict[Key, Session] = {}
         self._due: list[tuple[float, str, Session]] = []
         self._stale = 0
@@ -137,6 +146,22 @@ class Sessions:
             elif record.id not in self._changed and len(self._ended) < _KEPT:
                 self._ended[record.id] = replace(record, state=SessionState.ENDED)
 
+    def restore(self, record: SessionRecord, pool: Pool, instance: Instance) -> Session:
+        """A session of an earlier process goes on, on its instance that was adopted."""
+        now, wall = asyncio.get_running_loop().time(), clock.wall()
+        session = Session(pool, record.principal, record.key, now)
+        session.id = record.id
+        session.remote = record.remote.encode("latin-1")
+        session.created_at = record.created_at
+        # By a clock that may have been set since: no session is from the future.
+        session.created = now - max(0.0, wall - record.created_at)
+        session.last = now - max(0.0, min(wall - record.last_at, now - session.created))
+        instance.slots += 1
+        self._by_key[(record.function, record.principal, record.key)] = session
+        self._schedule(session)
+        self.place(session, instance)
+        return session
+
     def place(self, session: Session, instance: Instance) -> None:
         """The session lives on `instance`, whose slot the caller has claimed.
 
@@ -146,7 +171,10 @@ class Sessions:
             session.pool.free_slot(instance, session.last)
             return
         session.instance = instance
+        if session.pool.exclusive:
+            instance.session = session.id
         self._changed[session.id] = session
+        self._note(session.record())
         session.gone = lambda: self.end(session, session.last)
         instance.on_stopping.add(session.gone)
 
@@ -164,6 +192,8 @@ class Sessions:
             del self._by_key[key]
         self._changed[session.id] = session
         if session.instance is not None:
+            self._note(session.record())
+            session.instance.session = ""
             if session.gone is not None:
                 session.instance.on_stopping.discard(session.gone)
             session.pool.free_slot(session.instance, now)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import structlog
 
@@ -14,9 +14,11 @@ from cove import clock
 from cove.drivers.base import Driver, Exit, Launch, Running
 from cove.engine.autoscaler import decide
 from cove.engine.instance import Instance
+from cove.engine.output import Outputs
 from cove.engine.pool import Pool
 from cove.errors import CoveError
-from cove.model import Isolation, Version
+from cove.events import Event, EventKind, OnEvent
+from cove.model import Isolation, Version, literal
 from cove.states import InstanceState
 
 log = structlog.get_logger("cove.supervisor")
@@ -25,11 +27,18 @@ _PROBE_FIRST, _PROBE_MOST = 0.004, 0.05
 _THROTTLE_AFTER = 1.0
 _STOP_GRACE = 5.0
 _RETRY_FIRST, _RETRY_MOST = 0.5, 10.0
+_FAILING_AFTER = 5  # setbacks in a row
+_FAILING_PAUSE = 60.0
+_ADOPT = 2.0  # seconds for one that was serving to take a connection
 _TICK = 0.25
 _TURN = 2.0
 _CLOSE = _STOP_GRACE + 10.0
 _ENDING = "this Cove is stopping"
 _AGAIN = "try again when it is up"
+
+
+Secrets = Callable[[Sequence[str]], Mapping[str, str]]
+"""The values of secrets by name; `CoveError` where one is not to be had."""
 
 
 class Supervisor:
@@ -44,10 +53,16 @@ class Supervisor:
         self,
         drivers: Mapping[Isolation, Driver],
         *,
+        outputs: Outputs,
         parallel_starts: int,
+        secrets: Secrets = lambda names: {},
         on_start: Callable[[Pool, float], None] | None = None,
+        on_event: OnEvent = lambda event: None,
     ) -> None:
         self._drivers = drivers
+        self._outputs = outputs
+        self._secrets = secrets
+        self._on_event = on_event
         self._parallel = parallel_starts
         self._turns = asyncio.Semaphore(parallel_starts)
         self._pools: set[Pool] = set()
@@ -74,7 +89,10 @@ class Supervisor:
         decision = decide(pool.demand(now), spec.scale, spec.session.per_instance, live=pool.live)
         # Who waits for the only instance is answered by the start, even by its failure; others
         # have a chance of room, and a program that does not stay up has its pause.
-        if now >= pool.retry_at or (pool.waiting and not pool.ready and not pool.starting):
+        stuck = pool.waiting and not pool.ready and not pool.starting
+        if now < pool.retry_at and stuck and pool.failing is not None:
+            pool.fail_waiting(pool.failing)
+        elif now >= pool.retry_at or stuck:
             for _ in range(min(decision.start, self._parallel - len(pool.starting))):
                 self._spawn(pool, "cold")
         stopping = set(decision.stop)
@@ -138,7 +156,7 @@ class Supervisor:
         except CoveError as error:
             if instance.state is not InstanceState.READY:
                 raise _start_error(pool, instance, "deploy_failed") from error
-            error.lines = error.lines or tuple(instance.output.tail())
+            error.lines = error.lines or tuple(instance.tail())
             raise
         finally:
             pool.release(instance, asyncio.get_running_loop().time())
@@ -158,11 +176,23 @@ class Supervisor:
         loop.call_later(_THROTTLE_AFTER, _throttle, instance)
         if instance.state is not InstanceState.STARTING:
             return
-        pool.became_ready(instance, loop.time())
+        self._ready(pool, instance)
+        seconds = loop.time() - begun
         if self._on_start is not None:
-            self._on_start(pool, loop.time() - begun)
-        log.info("instance ready", instance=instance.id, ms=round((loop.time() - begun) * 1000))
+            self._on_start(pool, seconds)
+        log.info("instance ready", instance=instance.id, ms=round(seconds * 1000))
+        self._tell("instance.started", pool, instance, f"ready after {seconds * 1000:.0f} ms")
         self.wake(pool)  # for the next, where more were wanted than may start at one time
+
+    def _ready(self, pool: Pool, instance: Instance) -> None:
+        pool.failing = None  # one more setback, and it is again
+        pool.became_ready(instance, asyncio.get_running_loop().time())
+
+    def _tell(self, kind: EventKind, pool: Pool, instance: Instance, reason: str) -> None:
+        version = pool.version
+        self._on_event(
+            Event(clock.wall(), kind, version.function, version.number, instance.id, reason)
+        )
 
     async def _bring_up(self, pool: Pool, instance: Instance) -> None:
         with contextlib.ExitStack() as turn:
@@ -171,7 +201,8 @@ class Supervisor:
             running = await self._launch(pool, instance)
             early = asyncio.get_running_loop().call_later(_TURN, turn.close)
             turn.callback(early.cancel)
-            await self._until_open(pool.version, instance, running)
+            startup = pool.version.spec.limits.startup
+            await self._until_open(pool.version, instance, running, startup)
 
     def _start_failed(self, pool: Pool, instance: Instance, error: Exception) -> None:
         if not isinstance(error, CoveError):
@@ -181,7 +212,8 @@ class Supervisor:
             )
         log.warning("start failed", instance=instance.id, reason=error.message)
         instance.failure = error
-        _set_back(pool, _RETRY_FIRST)
+        self._tell("instance.start_failed", pool, instance, error.message)
+        self._set_back(pool, _RETRY_FIRST, error.message, instance)
         if not pool.ready and not pool.starting:
             pool.fail_waiting(_start_error(pool, instance, "start_failed"))
 
@@ -196,7 +228,11 @@ class Supervisor:
                 f"{version.isolation!r}, which this Cove has not",
                 hint="`cove doctor` says what is missing; or deploy it again for what there is",
             )
-        output = instance.output.open()
+        secrets = self._secrets(version.spec.secrets)
+        output = instance.output = self._outputs.make(version.function, version.number, instance.id)
+        output.serving = instance.serves
+        output.hide(secrets.values())
+        stdout, stderr = output.open()
         try:
             running = await driver.start(
                 Launch(
@@ -204,27 +240,35 @@ class Supervisor:
                     function=version.function,
                     version=version.number,
                     argv=plan.argv,
-                    env={**plan.env, "COVE_FUNCTION": version.function},
+                    env={
+                        **plan.env,
+                        **{name: literal(value) for name, value in secrets.items()},
+                        "COVE_FUNCTION": version.function,
+                    },
                     port=version.spec.port,
                     code=plan.code,
                     deps=plan.deps,
                     interpreter=plan.interpreter,
                     limits=version.spec.limits,
-                    stdout=output,
-                    stderr=output,
+                    stdout=stdout,
+                    stderr=stderr,
+                    secrets=secrets,
                 )
             )
         finally:
-            os.close(output)
+            os.close(stdout)
+            os.close(stderr)
         instance.running = running
         running.exited.add_done_callback(lambda done: self._exited(pool, instance, done.result()))
         return running
 
-    async def _until_open(self, version: Version, instance: Instance, running: Running) -> None:
-        """Until the program's port accepts. Its exit or `limits.startup` end the wait."""
+    async def _until_open(
+        self, version: Version, instance: Instance, running: Running, patience: float
+    ) -> None:
+        """Until the program's port accepts. Its exit or `patience` seconds end the wait."""
         pause = _PROBE_FIRST
         try:
-            async with asyncio.timeout(version.spec.limits.startup):
+            async with asyncio.timeout(patience):
                 while not running.exited.done():
                     try:
                         (await running.connect()).close()
@@ -238,14 +282,14 @@ class Supervisor:
             ports = ", ".join(str(port) for port in running.ports()) or "none"
             raise CoveError(
                 "start_failed",
-                f"{version.function} opened no port within {version.spec.limits.startup:g} s",
+                f"{version.function} opened no port within {patience:g} s",
                 hint=f"listen on $PORT (ports it listens on: {ports}), or raise limits.startup",
-                lines=instance.output.tail(),
+                lines=instance.tail(),
             ) from None
         raise CoveError(
             "start_failed",
             f"{version.function} ended while starting: {running.exited.result()}",
-            lines=instance.output.tail(),
+            lines=instance.tail(),
         )
 
     async def _give_up(self, pool: Pool, instance: Instance) -> None:
@@ -253,6 +297,36 @@ class Supervisor:
         if instance.running is not None:
             await instance.running.stop(0)
         self._gone(pool, instance)
+
+    # Adopting.
+
+    async def adopt(self, pool: Pool, running: Running) -> Instance | None:
+        """An earlier Cove's instance goes on in its pool; None, and it ends, if it takes nothing.
+
+        Its pool must be one that this supervisor looks after, or will.
+        """
+        version = pool.version
+        instance = Instance(running.id, started_at=clock.wall(), started_by="adopted")
+        output = self._outputs.adopt(version.function, version.number, running.id)
+        output.serving = instance.serves
+        instance.running, instance.output = running, output
+        pool.starting.append(instance)
+        self._every[instance] = pool
+        running.exited.add_done_callback(lambda done: self._exited(pool, instance, done.result()))
+        try:
+            output.hide(self._secrets(version.spec.secrets).values())
+            await self._until_open(version, instance, running, _ADOPT)
+        except CoveError as error:
+            log.warning("instance not adopted", instance=instance.id, reason=error.message)
+            await self._give_up(pool, instance)
+            self._given_up.discard(instance)
+            self._tell("instance.stopped", pool, instance, f"not adopted: {error.message}")
+            return None
+        _throttle(instance)
+        self._ready(pool, instance)
+        log.info("instance adopted", instance=instance.id, pid=running.pid)
+        self._tell("instance.adopted", pool, instance, f"pid {running.pid}")
+        return instance
 
     # Stopping.
 
@@ -267,12 +341,13 @@ class Supervisor:
             return
         pool.retire(instance)
         instance.move(InstanceState.DRAINING)
-        self._keep(asyncio.create_task(self._end(instance)))
+        self._keep(asyncio.create_task(self._end(pool, instance)))
 
-    async def _end(self, instance: Instance) -> None:
+    async def _end(self, pool: Pool, instance: Instance) -> None:
         if instance.running is not None:
-            await instance.running.stop(_STOP_GRACE)
+            how = await instance.running.stop(_STOP_GRACE)
             log.info("instance stopped", instance=instance.id)
+            self._tell("instance.stopped", pool, instance, str(how))
 
     def _exited(self, pool: Pool, instance: Instance, how: Exit) -> None:
         instance.exit = how
@@ -280,18 +355,36 @@ class Supervisor:
             return  # _start notices, and says why
         if instance.state is InstanceState.READY:
             log.warning("instance ended by itself", instance=instance.id, reason=str(how))
-            if clock.wall() - instance.started_at > _RETRY_MOST:
+            self._tell("instance.oom" if how.oom else "instance.crashed", pool, instance, str(how))
+            if asyncio.get_running_loop().time() - instance.ready_at > _RETRY_MOST:
                 pool.setbacks = 0
-            _set_back(pool, 0.0)
+            # What its only caller has brought about is no setback for others.
+            if not (pool.exclusive and instance.slots):
+                self._set_back(pool, 0.0, str(how), instance)
         self._gone(pool, instance)
         self.wake(pool)
 
     def _gone(self, pool: Pool, instance: Instance) -> None:
         pool.drop(instance)
         self._every.pop(instance, None)
-        instance.output.close()
+        if instance.output is not None:
+            instance.output.close()
         if instance.state is not InstanceState.STOPPED:
             instance.move(InstanceState.STOPPED)
+
+    def _set_back(self, pool: Pool, first: float, reason: str, instance: Instance) -> None:
+        """A program does not stay up: it is tried again later each time, and at last seldom."""
+        pause = (
+            min(_RETRY_MOST, _RETRY_FIRST * 2 ** (pool.setbacks - 1)) if pool.setbacks else first
+        )
+        pool.setbacks += 1
+        if pool.setbacks >= _FAILING_AFTER:
+            pause = _FAILING_PAUSE
+            if pool.setbacks == _FAILING_AFTER:
+                self._tell("version.failing", pool, instance, reason)
+            pool.setbacks = _FAILING_AFTER
+            pool.failing = _failing_error(pool, reason, instance)
+        pool.retry_at = asyncio.get_running_loop().time() + pause
 
     def retire(self, pool: Pool) -> None:
         """A pool is no longer live: idle instances leave now, others when they are done."""
@@ -305,9 +398,10 @@ class Supervisor:
         pool.fail_waiting(reason)
         await self._stop_all(pool)
 
-    async def close(self) -> None:
+    async def close(self, *, keep: bool = False) -> None:
         """End everything, a deploy's first instance too. Nothing is started any more.
 
+        `keep`: instances with sessions stay, to be adopted; nothing more is done with them.
         Takes `_CLOSE` seconds at most, whatever programs do.
         """
         self._closing = True
@@ -316,7 +410,11 @@ class Supervisor:
         for pool in self._pools:
             pool.fail_waiting(CoveError("draining", _ENDING, hint=_AGAIN))
         for instance, pool in list(self._every.items()):
-            self.stop(pool, instance)
+            if keep and instance.slots and instance.state is InstanceState.READY:
+                if instance.output is not None:
+                    instance.output.release()
+            else:
+                self.stop(pool, instance)
         if self._tasks:
             _, left = await asyncio.wait(self._tasks, timeout=_CLOSE)
             if left:
@@ -345,14 +443,12 @@ class Supervisor:
 
 def new_id(version: Version) -> str:
     """An instance's id: readable, unique, fit for a cgroup's and a container's name."""
-    return f"{version.function[:40]}-{version.number}-{secrets.token_hex(4)}"
+    return f"{named(version.function)}-{version.number}-{secrets.token_hex(4)}"
 
 
-def _set_back(pool: Pool, first: float) -> None:
-    """A program does not stay up: what nobody waits for is tried again later each time."""
-    pause = min(_RETRY_MOST, _RETRY_FIRST * 2 ** (pool.setbacks - 1)) if pool.setbacks else first
-    pool.setbacks = min(pool.setbacks + 1, 10)
-    pool.retry_at = asyncio.get_running_loop().time() + pause
+def named(function: str) -> str:
+    """As much of a function's name as its instances' ids begin with."""
+    return function[:40]
 
 
 def _throttle(instance: Instance) -> None:
@@ -370,5 +466,17 @@ def _start_error(pool: Pool, instance: Instance, code: str) -> CoveError:
         code,
         f"{version.function}:{version.number} did not start{how}",
         hint="the program's own last lines say why; mend it and deploy again",
-        lines=instance.output.tail(),
+        lines=instance.tail(),
+    )
+
+
+def _failing_error(pool: Pool, reason: str, instance: Instance) -> CoveError:
+    version = pool.version
+    return CoveError(
+        "failing",
+        f"{version.function}:{version.number} is failing: it has ended {_FAILING_AFTER} times in a "
+        f"row, last: {reason}",
+        hint=f"`cove logs {version.function}` says more; mend it and deploy again, or "
+        f"`cove rollback {version.function}`; it is tried again once a minute",
+        lines=instance.tail(),
     )

@@ -258,6 +258,7 @@ class Affinity:
         now = asyncio.get_running_loop().time()
         session = self._sessions.open(pool, principal, token, now)
         session.remote = remote.encode("latin-1")
+        session.streams = not remote
         self._sessions.place(session, instance)
         return session
 
