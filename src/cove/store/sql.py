@@ -6,31 +6,16 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
-from sqlalchemy import (
-    URL,
-    Connection,
-    Row,
-    create_engine,
-    delete,
-    event,
-    func,
-    insert,
-    make_url,
-    select,
-    update,
-)
+from sqlalchemy import Row, delete, func, insert, make_url, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
-from sqlalchemy.exc import ArgumentError, DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import NullPool
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cove.errors import CoveError
 from cove.model import (
@@ -45,7 +30,7 @@ from cove.model import (
     Version,
 )
 from cove.states import SessionState, VersionState, move
-from cove.store import faults, migrations
+from cove.store import faults, sqlite
 from cove.store.codec import decode, encode
 from cove.store.tables import (
     aliases,
@@ -56,26 +41,20 @@ from cove.store.tables import (
     sessions,
     versions,
 )
+from cove.store.upgrade import upgrade
 
 LIVE = "live"
-BUSY_MS = 30_000
 IDS_A_STATEMENT = 500
 
 
 async def open_store(url_or_path: str | Path) -> SqlStore:
-    """The store in that SQLite file (or `sqlite+aiosqlite:///…`), made or migrated if need be."""
+    """The store in that SQLite file (or `sqlite+aiosqlite:///…`), made or migrated if need be.
+
+    `CoveError` as `cove.store.upgrade` has them.
+    """
     path = _file(url_or_path)
-    try:
-        await asyncio.to_thread(_prepare, path)
-    except (OSError, DBAPIError) as fault:
-        raise CoveError(
-            "bad_config",
-            f"the records in {path} cannot be opened: {fault}",
-            hint="is the folder there, writable, and on a local disk? another with --data",
-        ) from fault
-    engine = create_async_engine(_url("sqlite+aiosqlite", path), pool_size=2, max_overflow=2)
-    _configure(engine.sync_engine)
-    return SqlStore(engine)
+    await asyncio.to_thread(upgrade, path)
+    return SqlStore(sqlite.async_engine(path))
 
 
 class SqlStore:
@@ -83,7 +62,7 @@ class SqlStore:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._writer = engine.execution_options(cove_writes=True)
+        self._writer = sqlite.as_writer(engine)
 
     async def functions(self) -> Sequence[Function]:
         live = (aliases.c.function == functions.c.name) & (aliases.c.name == LIVE)
@@ -291,52 +270,3 @@ def _file(url_or_path: str | Path) -> Path:
             hint="give a file: sqlite+aiosqlite:///path/to/cove.db",
         )
     return Path(url.database).absolute()
-
-
-def _url(driver: str, path: Path) -> URL:
-    return URL.create(driver, database=str(path))
-
-
-def _prepare(path: Path) -> None:
-    # Turning on WAL is the one step that SQLite fails rather than waits for when two openers
-    # meet, and closing any descriptor of a database drops its locks in the whole process:
-    # openers take turns, on a file of their own.
-    with open(path.with_name(path.name + ".lock"), "w", opener=_private) as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX)
-        if not path.exists():
-            os.close(_private(str(path), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC))
-        engine = create_engine(_url("sqlite", path), poolclass=NullPool)
-        _configure(engine)
-        try:
-            with engine.execution_options(cove_writes=True).begin() as connection:
-                migrations.apply(connection)
-        finally:
-            engine.dispose()
-
-
-def _private(path: str, flags: int) -> int:
-    # Signing secrets and key hashes are inside; SQLite gives -wal and -shm the file's own mode.
-    return os.open(path, flags, 0o600)
-
-
-def _configure(engine: Any) -> None:
-    @event.listens_for(engine, "connect")
-    def pragmas(connection: Any, record: object) -> None:
-        # None hands BEGIN to us: the module's own begins late, and never before a SELECT.
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        for pragma in (
-            f"busy_timeout={BUSY_MS}",
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "foreign_keys=ON",
-        ):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        # A transaction that reads first and writes later cannot wait for another's lock once
-        # it has its snapshot: writers take the lock at the start.
-        writes = connection.get_execution_options().get("cove_writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
