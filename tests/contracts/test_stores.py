@@ -18,6 +18,7 @@ from alembic.migration import MigrationContext
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import DBAPIError
 
 from cove.errors import CoveError
 from cove.model import (
@@ -166,6 +167,38 @@ async def test_an_unknown_version_cannot_move_or_be_live(store: Store) -> None:
         await store.set_live("weather", 2)
     assert missing.value.code == "not_found"
     assert [f.live for f in await store.functions()] == [None]
+
+
+async def test_going_live_is_one_step(store: Store) -> None:
+    seen = await store.add_version(version())
+    facts = Facts(transport="sse", path="/sse", modern=True, legacy=False, stateful=False)
+    ready = await store.go_live(seen, facts)
+    assert (ready.state, ready.facts) == (VersionState.READY, facts)
+    assert await store.versions() == [ready]
+    assert [f.live for f in await store.functions()] == [1]
+    newer = await store.add_version(version())
+    await store.set_version(newer, VersionState.FAILED, error="e")
+    for late in (newer, version(number=3)):
+        with pytest.raises(CoveError) as refused:
+            await store.go_live(late, facts)
+        assert refused.value.code == ("conflict" if late is newer else "not_found")
+    assert [f.live for f in await store.functions()] == [1]
+
+
+async def test_going_live_does_both_or_nothing(tmp_path: Path) -> None:
+    opened = await open_store(tmp_path / "cove.db")
+    try:
+        seen = await opened.add_version(version())
+        with sqlite3.connect(tmp_path / "cove.db") as other:
+            other.execute(
+                "CREATE TRIGGER full BEFORE INSERT ON aliases BEGIN SELECT RAISE(ABORT, 'no'); END"
+            )
+        other.close()
+        with pytest.raises(DBAPIError):
+            await opened.go_live(seen, Facts())
+        assert await opened.versions() == [seen]
+    finally:
+        await opened.close()
 
 
 async def test_live_moves_and_moves_again(store: Store) -> None:

@@ -29,6 +29,12 @@ class Store(Protocol):
     ) -> Version:
         """Move a version from the state it carries. `CoveError("conflict")` if it has moved."""
 
+    async def go_live(self, version: Version, facts: Facts) -> Version:
+        """Move a version to `ready` and point `live` at it, in one step. Errors as `set_version`.
+
+        One step, as a version that is ready and was never live would be nobody's doing.
+        """
+
     async def set_live(self, function: str, number: int) -> None:
         """Point the `live` alias. `CoveError("not_found")` for an unknown version."""
 

@@ -62,6 +62,11 @@ class MemoryStore:
         self._versions[version.function, version.number] = moved
         return moved
 
+    async def go_live(self, version: Version, facts: Facts) -> Version:
+        ready = await self.set_version(version, VersionState.READY, facts=facts)
+        await self.set_live(version.function, version.number)
+        return ready
+
     async def set_live(self, function: str, number: int) -> None:
         if (function, number) not in self._versions:
             raise faults.unknown_version(function, number)

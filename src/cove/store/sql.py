@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
-from sqlalchemy import Row, delete, func, insert, make_url, select, update
+from sqlalchemy import ColumnElement, Row, delete, func, insert, make_url, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -99,39 +99,24 @@ class SqlStore:
     async def set_version(
         self, version: Version, state: VersionState, *, facts: Facts | None = None, error: str = ""
     ) -> Version:
-        moved = replace(
-            version,
-            state=move(f"version {version.number}", version.state, state),
-            facts=facts or version.facts,
-            error=error,
-        )
-        this = (versions.c.function == version.function) & (versions.c.number == version.number)
+        moved = _moved(version, state, facts, error)
         async with self._write() as tx:
-            done = await tx.execute(
-                update(versions)
-                .where(this, versions.c.state == version.state)
-                .values(state=str(state), facts=encode(moved.facts), error=error)
-            )
-            if done.rowcount == 0:
-                if await tx.scalar(select(versions.c.state).where(this)) is None:
-                    raise faults.unknown_version(version.function, version.number)
-                raise faults.moved(version.function, version.number, version.state)
+            await _put_state(tx, version, moved)
         return moved
+
+    async def go_live(self, version: Version, facts: Facts) -> Version:
+        ready = _moved(version, VersionState.READY, facts, "")
+        async with self._write() as tx:
+            await _put_state(tx, version, ready)
+            await _point_live(tx, version.function, version.number)
+        return ready
 
     async def set_live(self, function: str, number: int) -> None:
         async with self._write() as tx:
-            known = select(versions.c.number).where(
-                versions.c.function == function, versions.c.number == number
-            )
+            known = select(versions.c.number).where(_this(function, number))
             if await tx.scalar(known) is None:
                 raise faults.unknown_version(function, number)
-            await tx.execute(
-                upsert(aliases)
-                .values(function=function, name=LIVE, number=number)
-                .on_conflict_do_update(
-                    index_elements=[aliases.c.function, aliases.c.name], set_={"number": number}
-                )
-            )
+            await _point_live(tx, function, number)
 
     async def remove_function(self, name: str) -> None:
         async with self._write() as tx:
@@ -217,6 +202,43 @@ class SqlStore:
 
     def _write(self) -> AbstractAsyncContextManager[AsyncConnection]:
         return self._writer.begin()
+
+
+def _moved(version: Version, state: VersionState, facts: Facts | None, error: str) -> Version:
+    return replace(
+        version,
+        state=move(f"version {version.number}", version.state, state),
+        facts=facts or version.facts,
+        error=error,
+    )
+
+
+def _this(function: str, number: int) -> ColumnElement[bool]:
+    return (versions.c.function == function) & (versions.c.number == number)
+
+
+async def _put_state(tx: AsyncConnection, seen: Version, moved: Version) -> None:
+    """Compare and set: the record becomes `moved` if it still is in the state that was seen."""
+    this = _this(seen.function, seen.number)
+    done = await tx.execute(
+        update(versions)
+        .where(this, versions.c.state == seen.state)
+        .values(state=str(moved.state), facts=encode(moved.facts), error=moved.error)
+    )
+    if done.rowcount == 0:
+        if await tx.scalar(select(versions.c.state).where(this)) is None:
+            raise faults.unknown_version(seen.function, seen.number)
+        raise faults.moved(seen.function, seen.number, seen.state)
+
+
+async def _point_live(tx: AsyncConnection, function: str, number: int) -> None:
+    await tx.execute(
+        upsert(aliases)
+        .values(function=function, name=LIVE, number=number)
+        .on_conflict_do_update(
+            index_elements=[aliases.c.function, aliases.c.name], set_={"number": number}
+        )
+    )
 
 
 async def _put_key(tx: AsyncConnection, key: Key) -> None:
