@@ -46,6 +46,10 @@ def _pairs(function: Json) -> list[tuple[str, object]]:
     pairs: list[tuple[str, object]] = [
         (key, function[key]) for key in ("name", "kind", "version", "state") if key in function
     ]
+    if failing := function.get("failing"):
+        pairs.append(("failing", failing["message"]))
+        pairs += [("", line) for line in failing.get("lines", ())[-5:]]
+        pairs.append(("hint", failing.get("hint", "")))
     pairs += [(f"url {kind}", url) for kind, url in function["urls"].items()]
     pairs.append(("isolation", f"{function['isolation']} ({function['driver']})"))
     pairs += [("auth", function["auth"])] if "auth" in function else []

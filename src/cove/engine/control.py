@@ -82,6 +82,7 @@ class EngineControl:
         return {
             **self._summary(entry),
             "auth": "key" if key else "none",
+            "failing": self._failing(entry),
             "notes": list(version.plan.notes),
             "facts": asdict(version.facts) if spec.kind == "mcp" else {},
             "limits": asdict(spec.limits),
@@ -106,11 +107,22 @@ class EngineControl:
             "name": entry.name,
             "kind": version.spec.kind,
             "version": version.number,
-            "state": version.state.value if entry.live is not None else VersionState.FAILED.value,
+            "state": self._state(entry),
             "urls": self._addresses.of(version),
             "isolation": version.isolation,
             "driver": version.driver,
         }
+
+    def _failing(self, entry: Entry) -> dict[str, Any] | None:
+        """Why its instances do not stay up, with the last one's last lines."""
+        pool = entry.pools.get(entry.live) if entry.live is not None else None
+        return pool.failing.to_json() if pool is not None and pool.failing is not None else None
+
+    def _state(self, entry: Entry) -> str:
+        """Its version's, or `failing` where its instances do not stay up."""
+        if entry.live is None:
+            return VersionState.FAILED.value
+        return "failing" if self._failing(entry) else entry.version.state.value
 
     def _instance(self, version: Version, instance: Instance) -> dict[str, Any]:
         usage = instance.running.usage() if instance.running is not None else None
