@@ -36,21 +36,22 @@ class Ledger:
         self._file = file
         self._old = file.with_name(file.name + ".old")
         self._open = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self._failed = False
+        self._torn = True  # an earlier process may have been cut short
 
     def __repr__(self) -> str:
         return f"<Ledger {self._file}>"
 
     def note(self, record: SessionRecord) -> None:
         """Keep a record as it is now."""
-        line = json.dumps(asdict(record), separators=(",", ":")).encode("utf-8", "surrogatepass")
+        line = json.dumps(asdict(record), separators=(",", ":")).encode() + b"\n"
+        if self._torn:
+            line = b"\n" + line
         try:
-            os.write(self._open, line + b"\n")
-            self._failed = False
+            self._torn = os.write(self._open, line) < len(line)
         except OSError as error:
-            if not self._failed:
+            if not self._torn:
                 log.warning("sessions are noted late", reason=str(error))
-            self._failed = True
+            self._torn = True
 
     def turn(self) -> None:
         """What is noted so far is about to be told to the store."""
@@ -93,7 +94,7 @@ def _read(file: Path) -> list[SessionRecord]:
 def _record(line: bytes) -> SessionRecord | None:
     """A line's; None for one that was cut short."""
     try:
-        fields = json.loads(line.decode("utf-8", "surrogatepass"))
+        fields = json.loads(line)
         return replace(SessionRecord(**fields), state=SessionState(fields["state"]))
     except (ValueError, TypeError, KeyError):
         return None
