@@ -21,7 +21,6 @@ from cove.states import SessionState
 
 log = structlog.get_logger("cove.ledger")
 
-
 LEDGER = "sessions.log"
 
 
@@ -35,7 +34,7 @@ class Ledger:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._old = file.with_name(file.name + ".old")
-        self._open = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._open = _opened(file)
         self._torn = True  # an earlier process may have been cut short
 
     def __repr__(self) -> str:
@@ -62,10 +61,13 @@ class Ledger:
                 os.ftruncate(self._open, 0)
             else:
                 self._file.rename(self._old)
+                try:
+                    fresh = _opened(self._file)
+                except OSError:
+                    self._old.rename(self._file)
+                    raise
                 os.close(self._open)
-                self._open = os.open(
-                    self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
-                )
+                self._open = fresh
 
     def settle(self) -> None:
         """The store has taken what was noted before the last `turn`."""
@@ -81,6 +83,10 @@ class Ledger:
 
     def close(self) -> None:
         os.close(self._open)
+
+
+def _opened(file: Path) -> int:
+    return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 
 def _read(file: Path) -> list[SessionRecord]:
