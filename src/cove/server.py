@@ -149,6 +149,7 @@ async def _serve(options: Options) -> None:
         stack.enter_context(hold(options.data))
         run = options.data / "run"
         run.mkdir(mode=0o711, exist_ok=True)
+        stack.callback(_leave, run)
         stack.enter_context(living(run / "alive"))
         listener = listen(options.host, options.port)
         stack.callback(listener.close)
@@ -388,14 +389,32 @@ async def _drivers(options: Options) -> tuple[dict[Isolation, Driver], list[Chec
         return {"process": ProcessDriver(runtimes.SERVE)}, checks
     # Not both: authors of functions are hostile, and cove.toml, which they write, may demand a
     # tier. What isolates nothing is for the operator to choose.
-    parent = "cove-" + hashlib.sha256(str(options.data).encode()).hexdigest()[:12]
+    parent = cgroup_parent(options.data)
     return {"container": OciDriver(runtime, state / "oci", runtimes.SERVE, parent)}, checks
+
+
+def cgroup_parent(data: Path) -> str:
+    """The group that a data folder's instances are in, of which no other Cove has one.
+
+    A path alone would not do: where Coves have file systems of their own and the host's groups in
+    common, all of them may keep their data at the same one.
+    """
+    info = data.stat()
+    proof = f"{data} {info.st_dev} {info.st_ino}"
+    return "cove-" + hashlib.sha256(proof.encode()).hexdigest()[:12]
 
 
 async def _doctor() -> list[dict[str, object]]:
     with tempfile.TemporaryDirectory(prefix="cove-doctor-") as folder:
         _, checks = await probe.probe(Path(folder))
     return [asdict(check) for check in [*probe.machine(), *checks]]
+
+
+def _leave(run: Path) -> None:
+    """Of what outlives a process nothing is needed where no instance is left."""
+    output = run / "output"
+    if not output.is_dir() or not any(not p.name.startswith(".") for p in output.iterdir()):
+        shutil.rmtree(run, ignore_errors=True)
 
 
 def _emptied(folder: Path) -> Path:

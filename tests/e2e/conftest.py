@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cove.server import cgroup_parent
 from e2e.installation import Installation, until
 from e2e.servers import EVERY
 
@@ -35,8 +35,8 @@ def left_behind(data: Path) -> list[str]:
             found.append(f"process {process.name}: {words[:200]!r}")
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     found += [f"mount {line}" for line in mounts if str(data) in line]
-    parent = "cove-" + hashlib.sha256(str(data).encode()).hexdigest()[:12]
-    found += [f"cgroup {path}" for path in Path("/sys/fs/cgroup").glob(f"**/{parent}")]
+    groups = Path("/sys/fs/cgroup").glob(f"**/{cgroup_parent(data)}")
+    found += [f"cgroup {path}" for path in groups]
     found += [f"file {path}" for path in (data / "run").rglob("*") if not path.is_dir()]
     return found
 
