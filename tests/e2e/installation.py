@@ -64,6 +64,7 @@ class Installation:
     port: int = field(default_factory=free_port)
     log: list[str] = field(default_factory=list)
     process: subprocess.Popen[str] | None = None
+    options: list[str] = field(default_factory=list)
 
     @property
     def data(self) -> Path:
@@ -94,7 +95,10 @@ class Installation:
         self.temporary.mkdir(mode=0o755, exist_ok=True)
         self.log.clear()
         self.process = subprocess.Popen(
-            [*COVE, "up", "--listen", f"127.0.0.1:{self.port}", "--driver", self.driver],
+            [
+                *(*COVE, "up", "--listen", f"127.0.0.1:{self.port}", "--driver", self.driver),
+                *self.options,
+            ],
             env=self.env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
