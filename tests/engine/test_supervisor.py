@@ -322,3 +322,125 @@ async def test_closing_ends_a_start_that_has_not_begun(bench: Bench) -> None:
     async with asyncio.timeout(1.0):  # in this task: the start's own has not had its first step
         await bench.supervisor.close()
     assert (pool.instances, bench.driver.started) == ([], [])
+
+
+# Programs that do not stay up.
+
+
+class Brief(FakeDriver):
+    """Its programs end as soon as they listen, until they are `mended`."""
+
+    mended = False
+
+    async def start(self, launch: Launch) -> FakeRunning:
+        running = await super().start(launch)
+        os.write(launch.stderr, b"no database\n")
+        if not self.mended:
+            asyncio.get_running_loop().call_soon(running.crash, 3)
+        return running
+
+
+async def ask(pool: Pool) -> CoveError | None:
+    """One request, that is served at once where it can be."""
+    try:
+        instance = await pool.wait(slot=False, timeout=BOUND)
+    except CoveError as error:
+        return error
+    pool.release(instance, asyncio.get_running_loop().time())
+    return None
+
+
+async def until_failing(bench: Bench, pool: Pool) -> None:
+    async with asyncio.timeout(BOUND):
+        while pool.failing is None:
+            await ask(pool)
+
+
+@pytest.mark.parametrize("driver", [Brief()])
+async def test_a_loop_of_crashes_ends_in_failing_and_is_said_at_once(bench: Bench) -> None:
+    pool = bench.pool()
+    await until_failing(bench, pool)
+    started = len(bench.driver.started)
+    assert started <= 6
+    error = await ask(pool)
+    assert error is not None
+    assert (error.code, error.lines) == ("failing", ("no database",))
+    assert "exit code 3" in error.message
+    assert "cove rollback fn" in error.hint
+    assert len(bench.driver.started) == started  # nobody was made to wait for another start
+    kinds = [event.kind for event in bench.events]
+    assert kinds.count("version.failing") == 1
+    assert kinds.count("instance.crashed") + kinds.count("instance.start_failed") == started
+
+
+@pytest.mark.parametrize("driver", [Brief()])
+async def test_what_is_failing_is_tried_again_later(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cove.engine.supervisor._FAILING_PAUSE", 0.05)
+    pool = bench.pool()
+    await until_failing(bench, pool)
+    bench.driver.mended = True  # type: ignore[attr-defined]
+    async with asyncio.timeout(BOUND):
+        while await ask(pool):
+            await asyncio.sleep(0.01)
+    assert pool.failing is None
+
+
+@pytest.mark.parametrize("driver", [Brief()])
+async def test_a_new_version_is_not_failing(bench: Bench) -> None:
+    await until_failing(bench, bench.pool())
+    bench.driver.mended = True  # type: ignore[attr-defined]
+    assert await ask(bench.pool()) is None
+
+
+async def test_callers_who_end_their_instances_do_not_end_the_function(bench: Bench) -> None:
+    pool = bench.pool()
+    for _ in range(12):
+        assert await ask(pool) is None
+        for running in list(bench.driver.running.values()):
+            running.crash(1)
+        await bench.until(lambda: not pool.ready)
+    assert pool.failing is None
+
+
+# Instances of an earlier Cove.
+
+
+async def test_an_instance_that_answers_is_adopted(bench: Bench) -> None:
+    pool = bench.pool()
+    assert await ask(pool) is None
+    running = pool.ready[0].running
+    assert running is not None
+    pool.drop(pool.ready[0])
+    instance = await bench.supervisor.adopt(pool, running)
+    assert instance is not None
+    assert (pool.ready, instance.started_by) == ([instance], "adopted")
+    assert bench.driver.running[instance.id].throttled
+    assert "instance.adopted" in [event.kind for event in bench.events]
+    bench.driver.running[instance.id].crash(9)
+    await bench.until(lambda: not pool.instances)
+
+
+async def test_an_instance_that_does_not_answer_is_ended(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cove.engine.supervisor._ADOPT", 0.05)
+    pool = bench.pool()
+    assert await ask(pool) is None
+    running = bench.driver.running[pool.ready[0].id]
+    pool.drop(pool.ready[0])
+    assert running._server is not None
+    running._server.close()
+    assert await bench.supervisor.adopt(pool, running) is None
+    assert (pool.instances, running.exited.done()) == ([], True)
+
+
+async def test_closing_may_leave_instances_with_sessions(bench: Bench) -> None:
+    pool = bench.pool(version(min=2))
+    await bench.until(lambda: len(pool.ready) == 2)
+    kept = pool.claim(slot=True)
+    assert kept is not None
+    pool.release(kept, asyncio.get_running_loop().time())
+    await bench.supervisor.close(keep=True)
+    assert list(bench.driver.running) == [kept.id]

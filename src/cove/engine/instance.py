@@ -31,6 +31,7 @@ class Instance:
         "output",
         "ready_at",
         "running",
+        "served",
         "serving",
         "session",
         "slots",
@@ -49,6 +50,7 @@ class Instance:
         self.slots = 0
         self.idle_since = 0.0
         self.ready_at = 0.0
+        self.served = False
         self.throttled = False
         self.running: Running | None = None
         self.exit: Exit | None = None

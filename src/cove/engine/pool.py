@@ -22,8 +22,8 @@ class Pool:
     request meets another's session.
 
     `retry_at`: not before then does the loop's time see a start that nobody waits for;
-    `setbacks` counts what failed or ended by itself of late, and `failing` is what is answered
-    until then where that was too often.
+    `setbacks` counts what failed or ended by itself of late, `stillborn` those in a row that had
+    served nobody; `failing` is what is answered until then where those are too many.
     `on_change`, shared by a function's pools, is told when an instance has become ready.
     """
 
@@ -37,6 +37,7 @@ class Pool:
         self.live = False
         self.retry_at = 0.0
         self.setbacks = 0
+        self.stillborn = 0
         self.failing: CoveError | None = None
         self.ready: list[Instance] = []
         self.starting: list[Instance] = []
@@ -76,6 +77,8 @@ class Pool:
         """The end of a claim."""
         instance.inflight -= 1
         instance.idle_since = now
+        if instance.state is InstanceState.READY:
+            instance.served = True
         if not instance.throttled:
             instance.throttled = True
             if instance.running is not None:

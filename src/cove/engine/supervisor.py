@@ -27,7 +27,7 @@ _PROBE_FIRST, _PROBE_MOST = 0.004, 0.05
 _THROTTLE_AFTER = 1.0
 _STOP_GRACE = 5.0
 _RETRY_FIRST, _RETRY_MOST = 0.5, 10.0
-_FAILING_AFTER = 5  # setbacks in a row
+_FAILING_AFTER = 5  # instances in a row that served nobody
 _FAILING_PAUSE = 60.0
 _ADOPT = 2.0  # seconds for one that was serving to take a connection
 _TICK = 0.25
@@ -377,13 +377,14 @@ class Supervisor:
         pause = (
             min(_RETRY_MOST, _RETRY_FIRST * 2 ** (pool.setbacks - 1)) if pool.setbacks else first
         )
-        pool.setbacks += 1
-        if pool.setbacks >= _FAILING_AFTER:
+        pool.setbacks = min(pool.setbacks + 1, 10)
+        # One that has served is not what keeps the next from it: its callers may have ended it.
+        pool.stillborn = 0 if instance.served else pool.stillborn + 1
+        if pool.stillborn >= _FAILING_AFTER:
             pause = _FAILING_PAUSE
-            if pool.setbacks == _FAILING_AFTER:
-                self._tell("version.failing", pool, instance, reason)
-            pool.setbacks = _FAILING_AFTER
             pool.failing = _failing_error(pool, reason, instance)
+            if pool.stillborn == _FAILING_AFTER:
+                self._tell("version.failing", pool, instance, reason)
         pool.retry_at = asyncio.get_running_loop().time() + pause
 
     def retire(self, pool: Pool) -> None:
@@ -474,8 +475,8 @@ def _failing_error(pool: Pool, reason: str, instance: Instance) -> CoveError:
     version = pool.version
     return CoveError(
         "failing",
-        f"{version.function}:{version.number} is failing: it has ended {_FAILING_AFTER} times in a "
-        f"row, last: {reason}",
+        f"{version.function}:{version.number} is failing: {pool.stillborn} starts in a row have "
+        f"come to nothing, last: {reason}",
         hint=f"`cove logs {version.function}` says more; mend it and deploy again, or "
         f"`cove rollback {version.function}`; it is tried again once a minute",
         lines=instance.tail(),
