@@ -19,6 +19,7 @@ EventKind = Literal[
     "function.removed",
     "cove.started",
     "cove.stopping",
+    "events.lost",
 ]
 
 
