@@ -74,7 +74,7 @@ def test_nothing_of_the_source_is_imported(write: Any, tmp_path: Path) -> None:
         ({"a.py": CURRENT + "a = MCPServer('a')\nb = MCPServer('b')"},
          "a.py has several servers: a, b", 'entry = "a:a"'),
         ({"a.py": CURRENT + "a = MCPServer('a')", "b.py": CURRENT + "a = MCPServer('a')"},
-         "several files hold an MCP server: a.py, b.py", 'entry = "a:NAME"'),
+         "several files hold an MCP server: a.py, b.py", 'entry = "a:a"'),
         ({"server.py": "print(1)"}, "no MCP server and no ASGI app was found in server.py",
          'entry = "module:object"'),
         ({"server.py": "from mcp import ClientSession\napp = ClientSession()"}, "no MCP", ""),

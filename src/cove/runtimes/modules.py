@@ -94,6 +94,8 @@ def parse(folder: Path, path: Path) -> Module:
     relative = path.relative_to(folder)
     try:
         data = _content(path, relative)
+        if b"\0" in data:  # Pythons disagree on what is wrong with it, and on which line
+            raise ValueError("it is binary")
         tree = ast.parse(data, filename=str(relative))
         text = data.decode("utf-8", errors="replace")
     except SyntaxError as error:
@@ -112,15 +114,20 @@ def parse(folder: Path, path: Path) -> Module:
     return _Reader(tree).module(_import_name(relative), relative, text)
 
 
+def too_large(name: str) -> CoveError:
+    """A Python file of that name is not read."""
+    return CoveError(
+        "bad_source",
+        f"{name} is larger than {MAX_FILE_BYTES // 1024**2} MiB",
+        hint="keep data in files of its own, which may be larger",
+    )
+
+
 def _content(path: Path, relative: Path) -> bytes:
     with path.open("rb") as file:
         data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
-        raise CoveError(
-            "bad_source",
-            f"{relative} is larger than {MAX_FILE_BYTES // 1024**2} MiB",
-            hint="keep data in files of its own, which may be larger",
-        )
+        raise too_large(str(relative))
     return data
 
 

@@ -110,10 +110,13 @@ class _Search:
             made = next((name for name in _PREFERRED if name in module.bound), None)
             if made is not None and serves:
                 return _Found(module, made)
-        found = self._only([module for module in self.rest if module.servers], "an MCP server")
+        found = self._only(
+            [(module, next(iter(module.servers))) for module in self.rest if module.servers],
+            "an MCP server",
+        )
         if found is not None:
             return _Found(found, _choose(found, tuple(found.servers), _PREFERRED, "server"))
-        made_by = [m for m in self.rest if m.serves_mcp and "mcp" in m.bound]
+        made_by = [(m, "mcp") for m in self.rest if m.serves_mcp and "mcp" in m.bound]
         found = self._only(made_by, "an MCP server")
         if found is not None:
             return _Found(found, "mcp")
@@ -127,24 +130,28 @@ class _Search:
             if module.apps:
                 name = _choose(module, module.apps, _PREFERRED_APPS, "app")
                 return _Found(module, name, web=True)
-        found = self._only([module for module in self.rest if module.apps], "an ASGI app")
+        found = self._only([(m, m.apps[0]) for m in self.rest if m.apps], "an ASGI app")
         if found is not None:
             return _Found(found, _choose(found, found.apps, _PREFERRED_APPS, "app"), web=True)
         started = [m for m in self.first if m.runs]
         return _Found(started[0], None, web=True) if programs and started else None
 
-    def _only(self, candidates: Sequence[Module], what: str) -> Module | None:
+    def _only(self, candidates: Sequence[tuple[Module, str]], what: str) -> Module | None:
+        """The one module that has an object of that kind; each comes with the object's name."""
         if len(candidates) > 1:
-            names = ", ".join(str(module.path) for module in candidates)
+            names = ", ".join(str(module.path) for module, _ in candidates)
+            module, name = candidates[0]
             raise CoveError(
                 "bad_source",
                 f"several files hold {what}: {names}",
-                hint=f'write a {CONFIG_FILE} with entry = "{candidates[0].name}:NAME"',
+                hint=f'say which in {CONFIG_FILE}: entry = "{module.name}:{name}"',
             )
-        return candidates[0] if candidates else None
+        return candidates[0][0] if candidates else None
 
     def _nothing(self, kind: str) -> CoveError:
         if not self.modules:
+            if large := [path.name for path in self.folder.glob("*.py") if _is_large(path)]:
+                raise modules.too_large(large[0])
             seen = sorted(path.name for path in self.folder.iterdir())[:10]
             return CoveError(
                 "bad_source",
@@ -304,13 +311,15 @@ def _python_files(folder: Path) -> list[Path]:
         found += (
             path
             for path in (Path(root) / name for name in sorted(files))
-            if path.suffix == ".py"
-            and not path.is_symlink()
-            and path.stat().st_size <= modules.MAX_FILE_BYTES
+            if path.suffix == ".py" and not path.is_symlink() and not _is_large(path)
         )
         if len(found) > _MAX_FILES:
             break
     return sorted(found, key=lambda path: (len(path.parts), path))
+
+
+def _is_large(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > modules.MAX_FILE_BYTES
 
 
 def _config_text(folder: Path) -> str:

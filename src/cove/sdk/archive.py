@@ -7,6 +7,7 @@ import os
 import stat
 import tarfile
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -17,7 +18,8 @@ from cove.sdk.ignore import Ignore
 
 # A file of one of these names says nothing about what it serves; its folder does.
 NAMELESS = {"server", "main", "app", "__main__", "index"}
-BESIDE = ("requirements.txt", "pyproject.toml", "cove.toml")
+CONFIG = "cove.toml"
+BESIDE = ("requirements.txt", "pyproject.toml", CONFIG)
 
 
 def pack(path: Path) -> IO[bytes]:
@@ -56,6 +58,15 @@ def fallback_name(path: Path) -> str:
     if path.is_file():
         name = path.parent.name if path.stem.lower() in NAMELESS else path.stem
     return slug(name) or "function"
+
+
+def expected_name(path: Path) -> str:
+    """What deploying the path will be called, as far as can be told from here."""
+    try:
+        written = tomllib.loads((path / CONFIG).read_text("utf-8")).get("name")
+    except (OSError, ValueError):  # whoever reads it to deploy says what is wrong with it
+        written = None
+    return written if isinstance(written, str) and written else fallback_name(path)
 
 
 def left_beside(path: Path) -> list[str]:
