@@ -8,6 +8,7 @@ from pathlib import Path
 
 KEY = "key"
 URL = "url"
+SECRETS_KEY = "secrets.key"
 
 
 def default_data(env: Mapping[str, str] | None = None, uid: int | None = None) -> Path:

@@ -18,7 +18,7 @@ from cove.engine.pool import Pool
 from cove.engine.sessions import Sessions
 from cove.engine.supervisor import Supervisor
 from cove.errors import CoveError
-from cove.model import Facts, FunctionSpec, Plan, Scale
+from cove.model import Facts, FunctionSpec, Plan, Scale, Version
 from cove.runtimes.layers import Layers
 from cove.states import VersionState
 from cove.store.memory import MemoryStore
@@ -116,10 +116,10 @@ async def test_a_version_that_fails_leaves_the_old_one_serving(bench: Bench, pha
 async def test_a_version_that_cannot_be_recorded_does_not_run_on(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def full(function: str, number: int) -> None:
+    async def full(version: Version, facts: Facts) -> Version:
         raise CoveError("internal", "disk full")
 
-    monkeypatch.setattr(bench.store, "set_live", full)
+    monkeypatch.setattr(bench.store, "go_live", full)
     with pytest.raises(CoveError, match="disk full"):
         await bench.release()
     assert (bench.live, bench.driver.running) == ({}, {})

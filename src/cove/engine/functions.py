@@ -13,6 +13,7 @@ import structlog
 
 from cove import clock
 from cove.drivers.base import Driver, Running
+from cove.engine import rollback
 from cove.engine.instance import Instance
 from cove.engine.pool import Pool
 from cove.engine.sessions import Sessions
@@ -30,6 +31,8 @@ log = structlog.get_logger("cove.functions")
 Progress = Callable[[str], None]
 Probe = Callable[[Instance, FunctionSpec], Awaitable[Facts]]
 """Looks at a started instance and says what it speaks; `CoveError` where it speaks nothing."""
+Require = Callable[[str, Sequence[str]], None]
+"""`CoveError` where a function could not be given the secrets of these names."""
 
 _UNPACKED_BYTES = 1024**3
 _UNPACKED_FILES = 50_000
@@ -76,10 +79,12 @@ class Functions:
         probe: Probe,
         on_live: Callable[[str, Pool | None], None],
         scratch: Path,
+        require: Require = lambda function, names: None,
         on_event: OnEvent = lambda event: None,
     ) -> None:
         """`scratch` is a folder for deploys under way; what is found in it is nobody's."""
         self._scratch = scratch
+        self._require = require
         self._on_event = on_event
         self._store = store
         self._layers = layers
@@ -150,6 +155,11 @@ class Functions:
             self._entries[name] for name in sorted(self._entries) if self._entries[name].versions
         ]
 
+    def naming(self, secret: str) -> list[str]:
+        """The functions whose live version names a secret."""
+        live = [entry.version for entry in self.all() if entry.live is not None]
+        return [version.function for version in live if secret in version.spec.secrets]
+
     # Deploying.
 
     async def deploy(
@@ -175,6 +185,7 @@ class Functions:
             function = found.spec.name
             async with self._locks.setdefault(function, asyncio.Lock()):
                 isolation = self._isolation(found.spec)
+                self._require(function, found.spec.secrets)
                 progress(_isolation_said(isolation, self._drivers[isolation].name))
                 spec, plan = await python.plan(found, self._layers, progress)
                 await self._release(spec, plan, isolation, progress)
@@ -218,8 +229,7 @@ class Functions:
         try:
             progress(f"starting {version.function}:{version.number}")
             facts = await self._first_start(pool)
-            version = await self._store.set_version(version, VersionState.READY, facts=facts)
-            await self._store.set_live(version.function, version.number)
+            version = await self._store.go_live(version, facts)
         except BaseException as error:
             reason = error.message if isinstance(error, CoveError) else "cancelled"
             try:
@@ -230,20 +240,22 @@ class Functions:
             self._tell("version.failed", version, reason)
             raise
         entry.versions[version.number] = pool.version = version
-        old, entry.live = entry.live, version.number
+        self._take_over(entry, pool, "deployed")
+
+    def _take_over(self, entry: Entry, pool: Pool, reason: str) -> None:
+        """The store has this version live; from here on so have requests."""
+        old, entry.live = entry.live, pool.version.number
         self._go_live(entry, pool)
         if old is not None:
             self._supervisor.retire(entry.pools[old])
-        self._tell("version.live", version, "deployed")
-        log.info("version live", function=version.function, version=version.number)
+        self._tell("version.live", pool.version, reason)
+        log.info("version live", function=entry.name, version=entry.live, reason=reason)
 
     def _tell(self, kind: EventKind, version: Version, reason: str) -> None:
         self._on_event(Event(clock.wall(), kind, version.function, version.number, reason=reason))
 
     async def _failed(self, version: Version, reason: str) -> Version:
-        """The version as one that failed, or as the one that is ready and did not go live."""
-        if version.state is not VersionState.STARTING:
-            return version
+        """The version as one that failed."""
         try:
             return await self._store.set_version(version, VersionState.FAILED, error=reason)
         except Exception:
@@ -268,6 +280,52 @@ class Functions:
         self._on_live(entry.name, pool)
         for listener in list(entry.on_change):
             listener()
+
+    # Rolling back.
+
+    async def rollback(self, name: str, number: int | None = None) -> tuple[Version, int | None]:
+        """Let a version that worked go live again; it, and the number of the one it was before.
+
+        Without a number, the newest below the live one. Nothing changes where it is live
+        already. Sessions of the version that was live stay on their instances.
+        """
+        asked = self.get(name).live
+        async with self._locks.setdefault(name, asyncio.Lock()), self._pruning:
+            entry = self.get(name)
+            was = entry.live
+            if number is None and was != asked:
+                raise CoveError(
+                    "conflict",
+                    f"version {was} of {name} has gone live meanwhile",
+                    hint=f"say which one is wanted: `cove rollback {name} VERSION`",
+                )
+            version = rollback.choose(name, entry.versions, was, number)
+            if version.number != was:
+                await self._check_runs(version)
+                await self._store.set_live(name, version.number)
+                reason = f"rolled back from {was}" if was is not None else "rolled back"
+                self._take_over(entry, self._pool_again(entry, version), reason)
+            return version, was
+
+    async def _check_runs(self, version: Version) -> None:
+        """`CoveError` if this machine lacks what the version needs: it would be live and down."""
+        if version.isolation not in self._drivers:
+            raise CoveError(
+                "isolation_unavailable",
+                f"version {version.number} of {version.function} runs with isolation = "
+                f"{version.isolation!r}, which this Cove has not",
+                hint=_UNAVAILABLE[version.isolation],
+            )
+        await asyncio.to_thread(rollback.check_disk, version)
+        self._require(version.function, version.spec.secrets)
+
+    def _pool_again(self, entry: Entry, version: Version) -> Pool:
+        """The pool that still has a version's instances, its failures forgotten; or a new one."""
+        pool = entry.pools.get(version.number)
+        if pool is None or not pool.instances:
+            return Pool(version, self._supervisor.wake, entry.on_change)
+        pool.retry_at, pool.setbacks, pool.stillborn, pool.failing = 0.0, 0, 0, None
+        return pool
 
     # Removing.
 
