@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cove.config import OperatorConfig, check_name, key_lines, parse_function, read_operator, slug
+from cove.config import (
+    LARGEST_VALUE,
+    OperatorConfig,
+    check_name,
+    check_secret_name,
+    check_secret_value,
+    key_lines,
+    parse_function,
+    read_operator,
+    slug,
+)
 from cove.errors import CoveError
 from cove.model import GIB, KIB, MIB, Affinity, FunctionSpec, Limits, Scale, SessionPolicy
 
@@ -24,6 +34,7 @@ port = 8000
 path = "/sse"
 isolation = "container"
 env = { UNITS = "metric" }
+secrets = ["WEATHER_KEY", "_MAPS2"]
 
 [limits]
 cpu = 0.25
@@ -73,6 +84,7 @@ def test_every_key_that_is_built_is_read() -> None:
         path="/sse",
         isolation="container",
         env={"UNITS": "metric"},
+        secrets=("WEATHER_KEY", "_MAPS2"),
         limits=Limits(0.25, 64 * MIB, 64, 120.0, 45.0, 64 * KIB),
         scale=Scale(1, 3, 8, 1.0, 0.5, 0),
         session=SessionPolicy(Affinity("header", "X-Session"), 1, 1800.0, 21600.0),
@@ -92,7 +104,7 @@ def test_a_web_function_has_no_affinity_unless_it_says_so() -> None:
 
 
 NOT_BUILT = """
-preload = "off" | secrets = ["A"] | limits.disk = "1GiB" | scale.spare = 1
+preload = "off" | limits.disk = "1GiB" | scale.spare = 1
 scale.zygote_idle = "1h" | session.freeze_after = "1s" | session.archive_after = "1s"
 session.keep = "1d" | session.snapshot_every = "1s" | session.exclude = [] | session.mounts = []
 hooks.prestop = "x" | egress.allow = "all" | ingress.allow = [] | upstream.maps.url = "x"
@@ -215,6 +227,78 @@ def test_a_slug_is_a_name_or_says_that_it_cannot_be(text: str) -> None:
     assert slug(made) == made
     if made and made not in {"api", "sandbox", "console", "catalog", "egress"}:
         assert check_name(made) == made
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ('"A"', "a list of at most 64 names"),
+        ('{ A = "hunter2" }', "a list of at most 64 names"),
+        (f"{[f'A{n}' for n in range(65)]}", "a list of at most 64 names"),
+        ('["A", "hunter2"]', "no name of a secret at place 2"),
+        ('["A", 1]', "no name of a secret at place 2"),
+        ('["A", "B", "A"]', "has A twice"),
+        ('["PATH"]', "Cove sets itself"),
+        ('["B", "LD_PRELOAD"]', "change how programs are run"),
+        ('["UNITS"]\nenv = { UNITS = "metric" }', "has UNITS, and so has env"),
+    ],
+)
+def test_secrets_are_names_and_what_is_none_is_not_repeated(written: str, said: str) -> None:
+    error = refused(f"\nsecrets = {written}")
+    assert error.code == "bad_config"
+    assert "line 2: secrets" in error.message
+    assert said in error.message
+    assert error.hint
+    assert "hunter2" not in str(error.to_json())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", "a", "weather_key", "1A", "A-B", "A.B", "A/B", ".", "..", "Ä", "hunter2", "A" * 65),
+        *("A\n", "A=B", "A B", "PATH", "PORT", "HOME", "USER", "TMPDIR", "LANG", "VIRTUAL_ENV"),
+        *("FASTMCP_HOST", "COVE_FUNCTION", "COVE_X", "LD_PRELOAD", "LD_LIBRARY_PATH", "ENV"),
+        *("PYTHONPATH", "PYTHONSTARTUP", "BASH_ENV", "IFS", "NODE_OPTIONS", "GLIBC_TUNABLES"),
+        *("PERL5OPT", "RUBYOPT", "OPENSSL_CONF", "_JAVA_OPTIONS"),
+    ],
+)
+def test_a_name_that_no_secret_may_have_is_refused(name: str) -> None:
+    with pytest.raises(CoveError) as caught:
+        check_secret_name(name)
+    assert caught.value.code == "bad_name"
+    assert "hunter2" not in str(caught.value.to_json())
+
+
+@pytest.mark.parametrize(
+    "name", ["A", "_", "A" * 64, "AWS_SECRET_ACCESS_KEY", "PATHS", "_1", "ENV_KEY"]
+)
+def test_names_of_secrets(name: str) -> None:
+    assert check_secret_name(name) == name
+
+
+@pytest.mark.parametrize("value", ["x", "\n", "日本\n\t\x1b", "é" * (LARGEST_VALUE // 2)])
+def test_values_of_secrets(value: str) -> None:
+    assert check_secret_value(value) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        ("", "bad_request"),
+        ("hunter2\0", "bad_request"),
+        ("hunter2\udcff", "bad_request"),
+        ("hunter2" + "é" * (LARGEST_VALUE // 2), "too_large"),
+    ],
+)
+def test_a_value_that_no_variable_can_have_is_refused_and_not_repeated(
+    value: str, code: str
+) -> None:
+    with pytest.raises(CoveError) as caught:
+        check_secret_value(value)
+    assert caught.value.code == code
+    assert "hunter2" not in str(caught.value.to_json())
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
 def test_lines_are_found_through_strings_comments_and_inline_tables() -> None:

@@ -9,13 +9,17 @@ from cove.config.function import FUNCTION_KEYS, parse_function, writes_kind
 from cove.config.lines import key_lines
 from cove.config.names import RESERVED_NAMES, check_name, slug
 from cove.config.operator import OPERATOR_KEYS, OperatorConfig, read_operator
+from cove.config.secret import LARGEST_VALUE, check_secret_name, check_secret_value
 
 __all__ = [
     "FUNCTION_KEYS",
+    "LARGEST_VALUE",
     "OPERATOR_KEYS",
     "RESERVED_NAMES",
     "OperatorConfig",
     "check_name",
+    "check_secret_name",
+    "check_secret_value",
     "key_lines",
     "parse_function",
     "read_operator",

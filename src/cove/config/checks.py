@@ -7,11 +7,13 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+from cove.config.secret import wrong_secret_name
 from cove.model import GIB, KIB, MIB, Affinity, AffinityKind
 
 Check = Callable[[Any], Any]
 
 DAY = 86400.0
+MOST_SECRETS = 64
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY}
 _BYTES = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": 1024 * GIB}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)")
@@ -23,7 +25,14 @@ _PROGRAM = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*\.py")
 
 
 class BadValueError(Exception):
-    """What a value must be; says nothing of the key, which the caller knows."""
+    """What a value must be; says nothing of the key, which the caller knows.
+
+    `hint` stands where the value itself would be shown.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
 
 
 class NotBuiltError(Exception):
@@ -106,6 +115,21 @@ def env(value: Any) -> Mapping[str, str]:
         if not isinstance(text, str) or "\0" in text:
             raise BadValueError(f"has {name} = {text!r}: values are strings, in quotes")
     return value
+
+
+def secrets(value: Any) -> tuple[str, ...]:
+    # What stands here may be a value by mistake: none of it is repeated.
+    hint = "`cove secret set NAME` keeps a value; cove.toml says which names the function gets"
+    if not isinstance(value, list) or len(value) > MOST_SECRETS:
+        raise BadValueError(
+            f'must be a list of at most {MOST_SECRETS} names, like ["WEATHER_KEY"]', hint
+        )
+    for at, name in enumerate(value):
+        if wrong := wrong_secret_name(name):
+            raise BadValueError(f"has no name of a secret at place {at + 1}: {wrong}", hint)
+        if name in value[:at]:
+            raise BadValueError(f"has {name} twice", hint)
+    return tuple(value)
 
 
 def affinity(value: Any) -> Affinity:

@@ -18,6 +18,7 @@ from cove.config.checks import (
     env,
     number,
     one_of,
+    secrets,
     size,
     text,
 )
@@ -40,6 +41,7 @@ FUNCTION_KEYS: Mapping[Path, Check] = {
     ("path",): text(URL_PATH, 'a path that begins with "/"'),
     ("isolation",): one_of("container", "process", later=("gvisor", "microvm")),
     ("env",): env,
+    ("secrets",): secrets,
     ("limits", "cpu"): number(0.1, 64, whole=False),
     ("limits", "memory"): size(64 * MIB, 1024 * GIB),
     ("limits", "pids"): number(8, 32768, whole=True),
@@ -62,7 +64,6 @@ FUNCTION_KEYS: Mapping[Path, Check] = {
 FUNCTION_NOT_BUILT: frozenset[Path] = frozenset(
     {
         ("preload",),
-        ("secrets",),
         ("limits", "disk"),
         ("scale", "spare"),
         ("scale", "zygote_idle"),
@@ -141,6 +142,10 @@ def _check_together(table: Table, got: Mapping[Path, Any], kind: Kind) -> None:
             raise table.bad(
                 ("session", "affinity"), "'mcp' is for kind 'mcp' only", 'write "none" or another'
             )
+    if clash := [name for name in got.get(("secrets",), ()) if name in got.get(("env",), {})]:
+        raise table.bad(
+            ("secrets",), f"has {clash[0]}, and so has env", "remove it from one of them"
+        )
     low, high = got.get(("scale", "min"), Scale().min), got.get(("scale", "max"), Scale().max)
     if low > high:
         raise table.bad(

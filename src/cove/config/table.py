@@ -36,7 +36,7 @@ class Table:
             try:
                 out[path] = checks[path](value)
             except BadValueError as error:
-                raise self.bad(path, str(error), f"it is {value!r}") from error
+                raise self.bad(path, str(error), error.hint or f"it is {value!r}") from error
             except NotBuiltError:
                 raise self.not_built(path, value) from None
         return out
