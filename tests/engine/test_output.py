@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -218,6 +219,21 @@ async def test_another_keeper_takes_over_from_one_that_was_killed(tmp_path: Path
         await asyncio.to_thread(until_held, keeper, tmp_path)
         output.close()
         first.outputs.close()
+
+
+async def test_a_keeper_does_not_outlive_its_folder(tmp_path: Path) -> None:
+    with living(tmp_path / "alive"):
+        keeper = Keeper(tmp_path / "output", tmp_path / "alive")
+        paper = Paper(tmp_path / "output", keeper)
+        output = paper.make()
+        await asyncio.to_thread(until_held, keeper, tmp_path)
+        output.release()
+        say(output, b"unread\n")
+        shutil.rmtree(tmp_path / "output")
+        child = keeper._child
+        assert child is not None
+        assert await asyncio.to_thread(child.wait, BOUND) == 0
+        paper.outputs._reader.close()
 
 
 def until_held(keeper: Keeper, folder: Path) -> None:

@@ -54,6 +54,8 @@ class Keep:
 
     def look(self) -> bool:
         """Let go of what is empty and can get nothing more; whether there is a reason to stay."""
+        if not os.path.exists(os.path.join(self.folder, CONTROL)):
+            return False  # the folder has been removed, and all that could be read in it
         for name, held in list(self.held.items()):
             poll = select.poll()
             poll.register(held, select.POLLIN)
