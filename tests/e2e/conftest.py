@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cove.server import cgroup_parent
+from cove.server.tiers import cgroup_parent
 from e2e.installation import Installation, until
 from e2e.servers import EVERY
 

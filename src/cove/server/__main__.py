@@ -1,0 +1,160 @@
+"""The server's process: from its command line to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+import shutil
+import signal
+import sys
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import structlog
+import uvloop
+
+from cove import __version__
+from cove.drivers.base import Check, Driver
+from cove.engine.datafolder import hold
+from cove.engine.output import Outputs, Printed
+from cove.engine.recovery import Recovered
+from cove.errors import CoveError
+from cove.gateway.listener import listen
+from cove.logs.keeper import Keeper, living
+from cove.logs.logs import Logs
+from cove.model import Isolation
+from cove.server.house import House
+from cove.server.options import Options, options_of, parse
+from cove.server.tiers import doctor, drivers_of
+from cove.store.sql import open_store
+
+log = structlog.get_logger("cove.server")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; or print this machine's checks. The exit code."""
+    given = parse(argv)
+    _log_to_stderr(as_json=given.json)
+    try:
+        if given.what == "doctor":
+            print(json.dumps(uvloop.run(doctor())))  # noqa: T201
+            return 0
+        uvloop.run(_serve(options_of(given)))
+    except CoveError as error:
+        sys.stderr.write(f"error: {error.message}\n")
+        if error.hint:
+            sys.stderr.write(f"hint: {error.hint}\n")
+        return 1
+    return 0
+
+
+async def _serve(options: Options) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(hold(options.data))
+        run = options.data / "run"
+        run.mkdir(mode=0o711, exist_ok=True)
+        stack.callback(_leave, run)
+        stack.enter_context(living(run / "alive"))
+        listener = listen(options.host, options.port)
+        stack.callback(listener.close)
+        options = replace(options, port=listener.getsockname()[1])  # port 0 asks for a free one
+        drivers, checks = await drivers_of(options)
+        for driver in drivers.values():
+            stack.push_async_callback(driver.close, keep=options.keep)
+        store = await open_store(options.data / "cove.db")
+        stack.push_async_callback(store.close)
+        secret = await store.secret("tokens", secrets.token_bytes(32))
+        kept = options.logs
+        logs = Logs(options.data / "logs", size=kept.size, age=kept.age, access=kept.access)
+        stack.push_async_callback(logs.close)
+        keeper = Keeper(run / "output", run / "alive")
+        outputs = Outputs(run / "output", lambda printed: _keep(logs, printed), keeper)
+        stack.callback(outputs.close)
+        cove = House(options, drivers, checks, store, secret, outputs, logs)
+        stack.callback(cove.ledger.close)
+        recovered = await cove.load()
+        _banner(options, drivers, checks, recovered)
+        await cove.serve(listener, stop)
+
+
+def _keep(logs: Logs, printed: Printed) -> None:
+    logs.printed(
+        printed.function,
+        printed.version,
+        printed.instance,
+        printed.stream,
+        printed.lines,
+        session=printed.session,
+        request=printed.request,
+    )
+
+
+def _leave(run: Path) -> None:
+    """Of what outlives a process nothing is needed where no instance is left."""
+    output = run / "output"
+    if not output.is_dir() or not any(not p.name.startswith(".") for p in output.iterdir()):
+        shutil.rmtree(run, ignore_errors=True)
+
+
+def _banner(
+    options: Options,
+    drivers: dict[Isolation, Driver],
+    checks: list[Check],
+    recovered: Recovered,
+) -> None:
+    tiers = ", ".join(f"{isolation} ({driver.name})" for isolation, driver in drivers.items())
+    if options.json:
+        log.info(
+            "cove is up", version=__version__, url=options.url, data=str(options.data), tiers=tiers
+        )
+    else:
+        sys.stdout.write(
+            f"Cove {__version__} is up at {options.url}\n"
+            f"  data       {options.data}\n"
+            f"  isolation  {tiers}\n"
+            "  deploy     cove deploy server.py\n"
+            "  stop       Ctrl-C\n"
+        )
+        if recovered.instances:
+            sys.stdout.write(
+                f"  took over  {recovered.instances} instances, {recovered.sessions} sessions\n"
+            )
+        sys.stdout.flush()
+    if "container" not in drivers:
+        reasons = "; ".join(f"{check.name}: {check.detail}" for check in checks if not check.ok)
+        log.warning(
+            "functions run as plain processes: nothing is isolated",
+            reason=reasons or "--driver process",
+            hint="`cove doctor` says what isolation needs",
+        )
+
+
+def _log_to_stderr(*, as_json: bool) -> None:
+    renderer = (
+        structlog.processors.JSONRenderer()
+        if as_json
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
