@@ -16,6 +16,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from cove.clock import iso
+from cove.config import check_secret_name, check_secret_value
 from cove.errors import CoveError
 
 KEY = "cove_test-key"
@@ -30,6 +31,8 @@ class MemoryControl:
         self.auth = "none"
         self.made: dict[str, dict[str, Any]] = {}
         self.archives: list[tuple[Path, list[str]]] = []
+        self.kept: dict[str, str] = {}
+        self.live = 3
         self.finished = threading.Event()
         self.holding = threading.Event()
         self.go = threading.Event()
@@ -122,6 +125,51 @@ class MemoryControl:
             }
             for function in names
         ]
+
+    def versions(self, name: str) -> list[dict[str, Any]]:
+        self.describe(name)
+        return [
+            {
+                "number": number,
+                "state": state,
+                "live": number == self.live,
+                "created_at": iso(time.time() - 90),
+                "error": error,
+            }
+            for number, state, error in (
+                (3, "ready", ""),
+                (2, "failed", "no\x1b"),
+                (1, "ready", ""),
+            )
+        ]
+
+    async def rollback(self, name: str, number: int | None) -> dict[str, Any]:
+        self.describe(name)
+        if number == 2:
+            raise CoveError("conflict", f"version 2 of {name} is failed", hint="another")
+        was, self.live = self.live, number or 1
+        return {"function": name, "version": self.live, "was": was, "changed": was != self.live}
+
+    def secrets(self) -> list[dict[str, Any]]:
+        return [self._secret(name) for name in sorted(self.kept)]
+
+    async def set_secret(self, name: str, value: str) -> dict[str, Any]:
+        if value == "defect":
+            raise RuntimeError("a defect, with a secret in it")
+        self.kept[check_secret_name(name)] = check_secret_value(value)
+        return self._secret(name)
+
+    async def remove_secret(self, name: str) -> None:
+        if name not in self.kept:
+            raise CoveError("not_found", f"there is no secret {name}", hint="cove secret list")
+        if named := self._secret(name)["functions"]:
+            raise CoveError("conflict", f"{name} is named by {named}", hint="cove rm")
+        del self.kept[name]
+
+    def _secret(self, name: str) -> dict[str, Any]:
+        functions = ["weather"] if name == "NAMED" else []
+        at = iso(time.time() - 90)
+        return {"name": name, "created_at": at, "updated_at": at, "functions": functions}
 
     async def remove(self, name: str) -> None:
         self.describe(name)

@@ -7,7 +7,12 @@ upstream, on a unix socket.
     POST   /v1/functions?name=&fallback=       tar.gz in, NDJSON out (see `cove.api.deploys`)
     GET    /v1/functions/{name}                the function
     DELETE /v1/functions/{name}                {"removed": name}
+    GET    /v1/functions/{name}/versions       {"versions": [version…]}
+    POST   /v1/functions/{name}/rollback       {"version"} in (see `cove.api.versions`)
     GET    /v1/sessions?function=              {"sessions": [session…]}
+    GET    /v1/secrets                         {"secrets": [secret…]}
+    PUT    /v1/secrets/{name}                  {"value"} in (see `cove.api.secrets`)
+    DELETE /v1/secrets/{name}                  {"removed": name}
     GET    /v1/doctor                          {"checks": [check…]}
     GET    /v1/version                         {"version", "api"}
 """
@@ -31,6 +36,8 @@ from cove.api.control import Control
 from cove.api.deploys import SILENCE, Deploys
 from cove.api.edge import Edge
 from cove.api.replies import Reply
+from cove.api.secrets import SecretRoutes
+from cove.api.versions import VersionRoutes
 from cove.errors import CoveError
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -52,6 +59,8 @@ def create_app(
     first.
     """
     deploys = Deploys(control, uploads, limit=upload_limit, silence=silence)
+    secrets = SecretRoutes(control)
+    versions = VersionRoutes(control)
 
     async def functions(request: Request) -> Reply:
         return Reply({"functions": control.functions()})
@@ -85,7 +94,11 @@ def create_app(
         routes=[
             _route("/v1/functions", GET=functions, POST=deploys.post),
             _route("/v1/functions/{name}", GET=describe, DELETE=remove),
+            _route("/v1/functions/{name}/versions", GET=versions.get),
+            _route("/v1/functions/{name}/rollback", POST=versions.rollback),
             _route("/v1/sessions", GET=sessions),
+            _route("/v1/secrets", GET=secrets.get),
+            _route("/v1/secrets/{name}", PUT=secrets.put, DELETE=secrets.delete),
             _route("/v1/doctor", GET=doctor),
             _route("/v1/version", GET=version),
         ],

@@ -40,6 +40,23 @@ class Control(Protocol):
     async def remove(self, name: str) -> None:
         """End a function's instances and forget it."""
 
+    def versions(self, name: str) -> list[dict[str, Any]]:
+        """A function's versions, newest first: number, state, live, created_at, error."""
+
+    async def rollback(self, name: str, number: int | None) -> dict[str, Any]:
+        """Let that version go live again, or the newest below the live one that works: function,
+        version, was (the number that was live, or null), changed."""
+
+    def secrets(self) -> list[dict[str, Any]]:
+        """Secrets by name, without values: name, created_at, updated_at, and the functions whose
+        live version names it."""
+
+    async def set_secret(self, name: str, value: str) -> dict[str, Any]:
+        """Keep a value; the secret as `secrets` has it."""
+
+    async def remove_secret(self, name: str) -> None:
+        """Forget a secret. `conflict` while a live version names it."""
+
     def doctor(self) -> list[dict[str, Any]]:
         """What this machine can do: name, ok, detail, hint."""
 

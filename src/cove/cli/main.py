@@ -20,6 +20,9 @@ COMMANDS = {
     "call": "cove.cli.call:call",
     "connect": "cove.cli.connect:connect",
     "session": "cove.cli.session:session",
+    "versions": "cove.cli.versions:versions",
+    "rollback": "cove.cli.rollback:rollback",
+    "secret": "cove.cli.secret:secret",
     "rm": "cove.cli.rm:rm",
     "doctor": "cove.cli.doctor:doctor",
 }

@@ -11,7 +11,9 @@ from cove import clock
 from cove.drivers.base import Check
 from cove.engine.functions import Entry, Functions
 from cove.engine.instance import Instance
+from cove.engine.secrets import Secrets
 from cove.engine.sessions import Sessions
+from cove.errors import CoveError
 from cove.model import SessionRecord, Version
 from cove.states import VersionState
 
@@ -46,12 +48,14 @@ class EngineControl:
         authenticate: Callable[[str], str | None],
         *,
         key_by_default: bool,
+        secrets: Secrets | None = None,
     ) -> None:
         self._functions = functions
         self._sessions = sessions
         self._addresses = addresses
         self._checks = checks
         self._key_by_default = key_by_default
+        self._secrets = secrets
         self.authenticate = authenticate
 
     async def deploy(
@@ -63,6 +67,42 @@ class EngineControl:
 
     async def remove(self, name: str) -> None:
         await self._functions.remove(name)
+
+    def versions(self, name: str) -> list[dict[str, Any]]:
+        entry = self._functions.get(name)
+        return [
+            {
+                "number": version.number,
+                "state": version.state.value,
+                "live": version.number == entry.live,
+                "created_at": clock.iso(version.created_at),
+                "error": version.error,
+            }
+            for _, version in sorted(entry.versions.items(), reverse=True)
+        ]
+
+    async def rollback(self, name: str, number: int | None) -> dict[str, Any]:
+        version, was = await self._functions.rollback(name, number)
+        return {
+            "function": name,
+            "version": version.number,
+            "was": was,
+            "changed": version.number != was,
+        }
+
+    def secrets(self) -> list[dict[str, Any]]:
+        return self._kept_secrets().list(self._functions.naming)
+
+    async def set_secret(self, name: str, value: str) -> dict[str, Any]:
+        return await self._kept_secrets().set(name, value, self._functions.naming)
+
+    async def remove_secret(self, name: str) -> None:
+        await self._kept_secrets().remove(name, self._functions.naming)
+
+    def _kept_secrets(self) -> Secrets:
+        if self._secrets is None:
+            raise CoveError("not_built", "this Cove was put together without secrets")
+        return self._secrets
 
     def functions(self) -> list[dict[str, Any]]:
         return [
@@ -85,6 +125,7 @@ class EngineControl:
             "failing": self._failing(entry),
             "notes": list(version.plan.notes),
             "facts": asdict(version.facts) if spec.kind == "mcp" else {},
+            "secrets": list(spec.secrets),
             "limits": asdict(spec.limits),
             "scale": asdict(spec.scale),
             "session": {**asdict(spec.session), "affinity": str(spec.session.affinity)},

@@ -15,8 +15,8 @@ def choose(
 ) -> Version:
     """The version of that number, or without one the newest below the live one that is ready.
 
-    `not_found` for a number that there is not; `conflict` for one that never worked, and where
-    there is none to go back to.
+    `conflict` for one that there is not or that never worked, and where there is none to go
+    back to.
     """
     if number is None:
         below = [n for n in versions if live is None or n < live]
@@ -31,7 +31,7 @@ def choose(
         return versions[max(ready)]
     if number not in versions:
         raise CoveError(
-            "not_found",
+            "conflict",
             f"there is no version {number} of {name}",
             hint=f"`cove versions {name}` shows them",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -64,6 +65,27 @@ class CoveClient:
         """Remove a function. `not_found` if there is none."""
         self._call("DELETE", f"/v1/functions/{quote(name, safe='')}")
 
+    def versions(self, name: str) -> list[Json]:
+        """A function's versions, newest first. `not_found` if there is no function."""
+        return list(self._call("GET", f"/v1/functions/{quote(name, safe='')}/versions")["versions"])
+
+    def rollback(self, name: str, version: int | None = None) -> Json:
+        """Let a version go live again; without one, the newest below the live one that works."""
+        target = f"/v1/functions/{quote(name, safe='')}/rollback"
+        return self._call("POST", target, {} if version is None else {"version": version})
+
+    def secrets(self) -> list[Json]:
+        """The secrets that are set, by name, without their values."""
+        return list(self._call("GET", "/v1/secrets")["secrets"])
+
+    def set_secret(self, name: str, value: str) -> Json:
+        """Set a secret, or set it anew. Instances that start from then on have it."""
+        return self._call("PUT", f"/v1/secrets/{quote(name, safe='')}", {"value": value})
+
+    def remove_secret(self, name: str) -> None:
+        """Remove a secret. `not_found` if there is none, `conflict` while a function names it."""
+        self._call("DELETE", f"/v1/secrets/{quote(name, safe='')}")
+
     def sessions(self, name: str | None = None) -> list[Json]:
         """Running sessions, of all functions or of one."""
         query = f"?{urlencode({'function': name})}" if name else ""
@@ -113,19 +135,24 @@ class CoveClient:
                     raise CoveError.from_json(event["error"])
         raise self._lost("it ended without saying how the deploy went")
 
-    def _call(self, method: str, target: str) -> Json:
-        with self._exchange(method, target) as response:
+    def _call(self, method: str, target: str, given: Json | None = None) -> Json:
+        body = None if given is None else io.BytesIO(json.dumps(given).encode())
+        with self._exchange(method, target, body, "application/json") as response:
             if response.status >= 300:
                 raise self._refusal(response)
             return self._json(response.read())
 
     @contextmanager
     def _exchange(
-        self, method: str, target: str, body: IO[bytes] | None = None
+        self,
+        method: str,
+        target: str,
+        body: IO[bytes] | None = None,
+        kind: str = "application/gzip",
     ) -> Iterator[http.client.HTTPResponse]:
         """One request on a connection of its own; socket errors become `CoveError`s."""
-        kind = http.client.HTTPSConnection if self._tls else http.client.HTTPConnection
-        connection = kind(self._host, self._port, timeout=self._timeout)
+        speaks = http.client.HTTPSConnection if self._tls else http.client.HTTPConnection
+        connection = speaks(self._host, self._port, timeout=self._timeout)
         try:
             try:
                 connection.connect()
@@ -136,7 +163,7 @@ class CoveClient:
                     hint="start it with `cove up`, or say where it is with --url or COVE_URL",
                 ) from fault
             try:
-                self._send(connection, method, self._prefix + target, body)
+                self._send(connection, method, self._prefix + target, body, kind)
                 yield connection.getresponse()
             except (OSError, http.client.HTTPException) as fault:
                 raise self._lost(str(fault) or type(fault).__name__) from fault
@@ -149,12 +176,13 @@ class CoveClient:
         method: str,
         target: str,
         body: IO[bytes] | None,
+        kind: str,
     ) -> None:
         headers: dict[str, str] = {"Accept": "application/json, application/x-ndjson"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         if body is not None:
-            headers["Content-Type"] = "application/gzip"
+            headers["Content-Type"] = kind
             headers["Content-Length"] = str(body.seek(0, 2))
             body.seek(0)
         try:
