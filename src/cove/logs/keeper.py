@@ -49,7 +49,7 @@ class Keeper:
 
     def _tell(self, command: bytes) -> None:
         # Full only where the keeper is gone; the next one looks at the folder itself.
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(OSError):
             os.write(self._control, command + b"\n")
 
     def look(self) -> None:
