@@ -93,7 +93,9 @@ def _whole(text: str | None) -> Json:
     try:
         body = json.loads(text) if text else {}
     except ValueError as fault:
-        raise CoveError("bad_request", f"--args is not JSON: {fault}") from fault
+        raise CoveError(
+            "bad_request", f"--args is not JSON: {fault}", hint='like {"city": "Oslo"}'
+        ) from fault
     if not isinstance(body, dict):
         raise CoveError("bad_request", "--args is not a JSON object", hint='like {"city": "Oslo"}')
     return body

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import json
 from typing import TYPE_CHECKING
 
 import click
 
-from cove.cli.arguments import arguments
+from cove.cli.arguments import admits, arguments
 from cove.cli.options import FAILED, Options, command
 from cove.cli.output import print_json, say, tell
+from cove.cli.tools import usage
 from cove.errors import CoveError
+from cove.sdk.client import Json
 
 if TYPE_CHECKING:
     from mcp import Client
@@ -34,7 +37,9 @@ def call(
 
     async def use(client: Client) -> CallToolResult:
         found = _named(tool, await tools_of(client), name)
-        return await client.call_tool(tool, arguments(words, whole, found.input_schema))
+        given = arguments(words, whole, found.input_schema)
+        check(tool, given, found.input_schema)
+        return await client.call_tool(tool, given)
 
     result = with_tools(options, name, use)
     if options.json:
@@ -59,6 +64,42 @@ def _named(name: str, tools: list[Tool], function: str) -> Tool:
         if near
         else f"`cove tools {function}` lists them",
     )
+
+
+def check(tool: str, given: Json, schema: Json) -> None:
+    """`bad_request` for arguments that the tool's schema has no room for.
+
+    What the schema leaves open goes to the tool; a misspelt name among it is said on stderr, since
+    most tools pass over what they do not know.
+    """
+    known = schema.get("properties", {})
+    strange = [key for key in given if key not in known]
+    takes = f"{tool} takes {usage(schema) or 'no arguments'}"
+    if missing := [key for key in schema.get("required", ()) if key not in given]:
+        near = [pair for key in missing for pair in _near(key, strange)]
+        raise CoveError(
+            "bad_request",
+            f"{tool} needs {', '.join(missing)}",
+            hint=f"did you mean {' and '.join(near)}? {takes}" if near else takes,
+        )
+    if strange and schema.get("additionalProperties") is False:
+        raise CoveError("bad_request", f"{tool} does not know {', '.join(strange)}", hint=takes)
+    for key in strange:
+        if match := difflib.get_close_matches(key, known, n=1):
+            tell(f"note: {tool} says nothing of {key}; did you mean {match[0]}?")
+    for key, value in given.items():
+        if not admits(known.get(key, True), value, schema):
+            raise CoveError(
+                "bad_request",
+                f"{tool} does not take {key} = {json.dumps(value, ensure_ascii=False)}",
+                hint=f"its schema says {json.dumps(known[key], ensure_ascii=False)}",
+            )
+
+
+def _near(wanted: str, strange: list[str]) -> list[str]:
+    return [
+        f"{wanted} for {key}" for key in difflib.get_close_matches(wanted, strange, n=1, cutoff=0.5)
+    ]
 
 
 def _shown(block: ContentBlock) -> str:

@@ -21,12 +21,13 @@ def tools(options: Options, name: str) -> None:
         return
     print_table(
         ["TOOL", "ARGUMENTS", "DESCRIPTION"],
-        [(t.name, _arguments(t.input_schema), _first_line(t.description)) for t in found],
+        [(t.name, usage(t.input_schema), _first_line(t.description)) for t in found],
         empty=f"{name} has no tools",
     )
 
 
-def _arguments(schema: Json) -> str:
+def usage(schema: Json) -> str:
+    """A tool's arguments as a line of usage: `city [day]`."""
     required = schema.get("required", [])
     names = schema.get("properties", {})
     return " ".join(name if name in required else f"[{name}]" for name in names)

@@ -35,7 +35,7 @@ FUNCTION_KEYS: Mapping[Path, Check] = {
         re.compile(r"python3\.\d{1,2}|command"), '"python3.x" or "command"', RUNTIME_LATER
     ),
     ("entry",): entry,
-    ("command",): text(re.compile(r"[^\0]*\S[^\0]*"), "a command line"),
+    ("command",): text(re.compile(r"[^\0]*[^\s\0][^\0]*"), "a command line"),
     ("transport",): one_of("http", "sse", later=("stdio",)),
     ("port",): number(1024, 65535, whole=True),
     ("path",): text(URL_PATH, 'a path that begins with "/"'),

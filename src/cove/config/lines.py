@@ -38,6 +38,7 @@ class _Scanner:
     def __init__(self, text: str) -> None:
         self.text = text
         self.at = 0
+        self._counted, self._lines = 0, 1
 
     def __iter__(self) -> Iterator[tuple[Path, int]]:
         table: Path = ()
@@ -97,4 +98,6 @@ class _Scanner:
         return False
 
     def _line(self) -> int:
-        return self.text.count("\n", 0, self.at) + 1
+        self._lines += self.text.count("\n", self._counted, self.at)
+        self._counted = self.at
+        return self._lines

@@ -23,6 +23,12 @@ class Table:
             raise CoveError(
                 "bad_config", f"{filename} is not valid TOML: {error}", hint="correct that line"
             ) from error
+        except RecursionError as error:
+            raise CoveError(
+                "bad_config",
+                f"{filename} is nested too deeply",
+                hint="no key of it takes more than a list or a table",
+            ) from error
 
     def read(self, checks: Mapping[Path, Check], later: frozenset[Path]) -> dict[Path, Any]:
         """The checked values of the keys that are written, in the order they are written."""

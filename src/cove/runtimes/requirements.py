@@ -266,3 +266,7 @@ def _toml(text: str, where: str) -> dict[str, Any]:
         raise CoveError(
             "bad_source", f"{where} is not valid TOML: {error}", hint="correct that line"
         ) from error
+    except RecursionError as error:
+        raise CoveError(
+            "bad_source", f"{where} is nested too deeply", hint="no tool reads it so deeply"
+        ) from error

@@ -324,6 +324,13 @@ def _is_large(path: Path) -> bool:
 
 def _config_text(folder: Path) -> str:
     path = folder / CONFIG_FILE
+    for other in folder.iterdir():
+        if other.name.lower() == CONFIG_FILE and other.name != CONFIG_FILE:
+            raise CoveError(
+                "bad_config",
+                f"{other.name} would be read on some machines and not on others",
+                hint=f"call it {CONFIG_FILE}",
+            )
     # A link could name any file of this machine, and its lines would come back in an error.
     if not path.is_file() or path.is_symlink():
         return ""
