@@ -54,21 +54,32 @@ CODES: Mapping[str, Code] = {
 }
 
 
+_OWN = frozenset({"code", "message", "retry", "hint", "lines"})
+
+
 class CoveError(Exception):
     """An error a person can act on.
 
     `code` is one of `CODES`; `message` says what was tried and what happened;
-    `hint` says what to do next; `lines` carries a program's own last output.
+    `hint` says what to do next; `lines` carries a program's own last output; `detail` says for
+    programs what the message says for people, under names of its own.
     """
 
     def __init__(
-        self, code: str, message: str, *, hint: str = "", lines: Sequence[str] = ()
+        self,
+        code: str,
+        message: str,
+        *,
+        hint: str = "",
+        lines: Sequence[str] = (),
+        detail: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.hint = hint
         self.lines = tuple(lines)
+        self.detail = detail or {}
 
     @property
     def status(self) -> int:
@@ -88,7 +99,7 @@ class CoveError(Exception):
             out["hint"] = self.hint
         if self.lines:
             out["lines"] = list(self.lines)
-        return out
+        return {**self.detail, **out}
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> CoveError:
@@ -99,4 +110,5 @@ class CoveError(Exception):
             str(body.get("message", "unknown error")),
             hint=str(body.get("hint", "")),
             lines=[str(line) for line in body.get("lines", ())],
+            detail={name: value for name, value in body.items() if name not in _OWN},
         )
