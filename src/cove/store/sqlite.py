@@ -20,7 +20,10 @@ E = TypeVar("E", Engine, AsyncEngine)
 
 def async_engine(path: Path) -> AsyncEngine:
     """A pool of connections to that file."""
-    engine = create_async_engine(_url("sqlite+aiosqlite", path), pool_size=2, max_overflow=2)
+    # Hidden: an error that is logged must not carry the rows that could not be written.
+    engine = create_async_engine(
+        _url("sqlite+aiosqlite", path), pool_size=2, max_overflow=2, hide_parameters=True
+    )
     _configure(engine.sync_engine)
     return engine
 
@@ -28,7 +31,7 @@ def async_engine(path: Path) -> AsyncEngine:
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Connection]:
     """One transaction that has the file's only write lock, on a connection of its own."""
-    engine = create_engine(_url("sqlite", path), poolclass=NullPool)
+    engine = create_engine(_url("sqlite", path), poolclass=NullPool, hide_parameters=True)
     _configure(engine)
     try:
         with as_writer(engine).begin() as connection:
