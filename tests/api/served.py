@@ -7,7 +7,7 @@ import socket
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from starlette.types import ASGIApp
 from cove.clock import iso
 from cove.config import check_secret_name, check_secret_value
 from cove.errors import CoveError
+from cove.logs.logs import Logs
+from cove.logs.records import Record, Wanted
 
 KEY = "cove_test-key"
 PATIENCE = 20.0
@@ -33,6 +35,8 @@ class MemoryControl:
         self.archives: list[tuple[Path, list[str]]] = []
         self.kept: dict[str, str] = {}
         self.live = 3
+        self.journals: Logs | None = None  # of a test that reads logs
+        self._writing: asyncio.Task[None] | None = None
         self.finished = threading.Event()
         self.holding = threading.Event()
         self.go = threading.Event()
@@ -125,6 +129,23 @@ class MemoryControl:
             }
             for function in names
         ]
+
+    def logs(
+        self, name: str, wanted: Wanted, *, tail: int | None, follow: bool
+    ) -> AsyncGenerator[list[Record], None]:
+        self.describe(name)
+        return self._running_logs().read(name, wanted, tail=tail, follow=follow)
+
+    def events(
+        self, wanted: Wanted, *, tail: int | None, follow: bool
+    ) -> AsyncGenerator[list[Record], None]:
+        return self._running_logs().read_events(wanted, tail=tail, follow=follow)
+
+    def _running_logs(self) -> Logs:
+        assert self.journals is not None
+        if self._writing is None:
+            self._writing = asyncio.get_running_loop().create_task(self.journals.run())
+        return self.journals
 
     def versions(self, name: str) -> list[dict[str, Any]]:
         self.describe(name)

@@ -9,6 +9,8 @@ upstream, on a unix socket.
     DELETE /v1/functions/{name}                {"removed": name}
     GET    /v1/functions/{name}/versions       {"versions": [version…]}
     POST   /v1/functions/{name}/rollback       {"version"} in (see `cove.api.versions`)
+    GET    /v1/functions/{name}/logs           NDJSON (see `cove.api.logs`)
+    GET    /v1/events                          NDJSON, likewise
     GET    /v1/sessions?function=              {"sessions": [session…]}
     GET    /v1/secrets                         {"secrets": [secret…]}
     PUT    /v1/secrets/{name}                  {"value"} in (see `cove.api.secrets`)
@@ -35,6 +37,7 @@ from cove.api import replies, upload
 from cove.api.control import Control
 from cove.api.deploys import SILENCE, Deploys
 from cove.api.edge import Edge
+from cove.api.logs import LogStreams
 from cove.api.replies import Reply
 from cove.api.secrets import SecretRoutes
 from cove.api.versions import VersionRoutes
@@ -61,6 +64,7 @@ def create_app(
     deploys = Deploys(control, uploads, limit=upload_limit, silence=silence)
     secrets = SecretRoutes(control)
     versions = VersionRoutes(control)
+    streams = LogStreams(control)
 
     async def functions(request: Request) -> Reply:
         return Reply({"functions": control.functions()})
@@ -96,6 +100,8 @@ def create_app(
             _route("/v1/functions/{name}", GET=describe, DELETE=remove),
             _route("/v1/functions/{name}/versions", GET=versions.get),
             _route("/v1/functions/{name}/rollback", POST=versions.rollback),
+            _route("/v1/functions/{name}/logs", GET=streams.logs),
+            _route("/v1/events", GET=streams.events),
             _route("/v1/sessions", GET=sessions),
             _route("/v1/secrets", GET=secrets.get),
             _route("/v1/secrets/{name}", PUT=secrets.put, DELETE=secrets.delete),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any, Protocol
+
+from cove.logs.records import Record, Wanted
 
 
 class Control(Protocol):
@@ -36,6 +38,17 @@ class Control(Protocol):
     def sessions(self, name: str | None) -> list[dict[str, Any]]:
         """Running sessions, newest first: id, function, version, principal, affinity, key,
         instance, created_at, last_at."""
+
+    def logs(
+        self, name: str, wanted: Wanted, *, tail: int | None, follow: bool
+    ) -> AsyncGenerator[list[Record], None]:
+        """A function's records that are wanted, oldest first; only the last `tail`. `follow`:
+        then those that come, and an empty list now and then while none do."""
+
+    def events(
+        self, wanted: Wanted, *, tail: int | None, follow: bool
+    ) -> AsyncGenerator[list[Record], None]:
+        """What happened, likewise. Also to functions that are no more."""
 
     async def remove(self, name: str) -> None:
         """End a function's instances and forget it."""

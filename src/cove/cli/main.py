@@ -19,6 +19,8 @@ COMMANDS = {
     "tools": "cove.cli.tools:tools",
     "call": "cove.cli.call:call",
     "connect": "cove.cli.connect:connect",
+    "logs": "cove.cli.logs:logs",
+    "events": "cove.cli.events:events",
     "session": "cove.cli.session:session",
     "versions": "cove.cli.versions:versions",
     "rollback": "cove.cli.rollback:rollback",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from cove.engine.instance import Instance
 from cove.engine.secrets import Secrets
 from cove.engine.sessions import Sessions
 from cove.errors import CoveError
+from cove.logs.logs import Logs
+from cove.logs.records import Record, Wanted
 from cove.model import SessionRecord, Version
 from cove.states import VersionState
 
@@ -48,12 +50,14 @@ class EngineControl:
         authenticate: Callable[[str], str | None],
         *,
         key_by_default: bool,
+        logs: Logs | None = None,
         secrets: Secrets | None = None,
     ) -> None:
         self._functions = functions
         self._sessions = sessions
         self._addresses = addresses
         self._checks = checks
+        self._logs = logs
         self._key_by_default = key_by_default
         self._secrets = secrets
         self.authenticate = authenticate
@@ -197,6 +201,19 @@ class EngineControl:
             "created_at": clock.iso(record.created_at),
             "last_at": clock.iso(record.last_at),
         }
+
+    def logs(
+        self, name: str, wanted: Wanted, *, tail: int | None, follow: bool
+    ) -> AsyncGenerator[list[Record], None]:
+        self._functions.get(name)
+        assert self._logs is not None
+        return self._logs.read(name, wanted, tail=tail, follow=follow)
+
+    def events(
+        self, wanted: Wanted, *, tail: int | None, follow: bool
+    ) -> AsyncGenerator[list[Record], None]:
+        assert self._logs is not None
+        return self._logs.read_events(wanted, tail=tail, follow=follow)
 
     def doctor(self) -> list[dict[str, Any]]:
         return [asdict(check) for check in self._checks]

@@ -28,6 +28,7 @@ log = structlog.get_logger("cove.logs")
 Stream = Literal["stdout", "stderr", "cove"]
 EVENTS = ".events"
 
+SILENCE = 10.0
 _FLUSH_SECONDS = 0.25
 _PRUNE_SECONDS = 60.0
 _TURN = 256  # entries formatted in one go
@@ -44,15 +45,28 @@ class Logs:
     the order in which it was written, which a clock that jumps does not change.
     """
 
-    def __init__(self, folder: Path, *, size: int, age: float, access: bool = True) -> None:
-        """`size` bytes and `age` seconds are kept of each function; `access` lines if wanted."""
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        size: int,
+        age: float,
+        access: bool = True,
+        silence: float = SILENCE,
+    ) -> None:
+        """`size` bytes and `age` seconds are kept of each function; `access` lines if wanted.
+
+        `silence`: seconds after which those who follow are told that nothing came.
+        """
         self._folder = folder
         self._size = size
         self._age = age
         self._access = access
+        self._silence = silence
         self._books: dict[str, Book] = {}
         # One thread of its own: writes are in order, and wait for nobody else's.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="cove-logs")
+        self._following = True
         self._closed = False
 
     def __repr__(self) -> str:
@@ -195,12 +209,17 @@ class Logs:
             if name not in kept and not book.due and not book.readers:
                 del self._books[name]
 
+    def end_follows(self) -> None:
+        """Those who follow have seen the end, after what there is: the server is going away."""
+        self._following = False
+        for book in self._all():
+            book.wake()
+
     async def close(self) -> None:
         """Write what waits, and end those who follow."""
         await self.flush()
         self._closed = True
-        for book in self._all():
-            book.wake()
+        self.end_follows()
         self._writer.shutdown(wait=False)
 
     # Reading.
@@ -210,10 +229,11 @@ class Logs:
     ) -> AsyncGenerator[list[Record], None]:
         """A function's records that are wanted, oldest first, a few at a time.
 
-        `tail`: only the last so many. `follow`: then those that come, until the function is
-        forgotten or this is closed; without it, those there are when it begins. None comes twice
-        and none is left out, unless so slow a reader that they are removed before: a remark says
-        so then. The memory taken does not depend on how much there is.
+        `tail`: only the last so many. `follow`: then those that come, and nothing now and then
+        while none do, until the function is forgotten or `end_follows`; without it, those that
+        are there when it begins. None comes twice and none is left out, unless so slow a reader
+        that they are removed before: a remark says so then. The memory taken does not depend on
+        how much there is.
         """
         return self._read(function, wanted, tail, follow)
 
@@ -244,9 +264,13 @@ class Logs:
                     yield found
                 if page.more:
                     continue
-                if not follow or self._closed:
+                if not follow or not self._following:
                     return
-                await changed.wait()
+                try:
+                    async with asyncio.timeout(self._silence):
+                        await changed.wait()
+                except TimeoutError:
+                    yield []
         finally:
             book.readers -= 1
 

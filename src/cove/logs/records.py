@@ -19,6 +19,8 @@ from cove.events import Event
 
 Record = dict[str, Any]
 
+STREAMS = ("stdout", "stderr", "access", "cove")
+
 LONGEST = 8192
 LONGEST_PATH = 2048
 LONGEST_ID = 256

@@ -91,6 +91,55 @@ class CoveClient:
         query = f"?{urlencode({'function': name})}" if name else ""
         return list(self._call("GET", f"/v1/sessions{query}")["sessions"])
 
+    def logs(
+        self,
+        name: str,
+        *,
+        since: str = "",
+        tail: int | None = None,
+        follow: bool = False,
+        stream: str = "",
+        instance: str = "",
+        session: str = "",
+        request: str = "",
+    ) -> Iterator[Json]:
+        """A function's log, oldest record first. `not_found` if there is no function.
+
+        `since` is RFC 3339 or a duration before now, `tail` how many of the last. `follow`: then
+        what comes, until the function is removed or the server stops.
+        """
+        only = {"stream": stream, "instance": instance, "session": session, "request": request}
+        target = f"/v1/functions/{quote(name, safe='')}/logs"
+        return self._records(target, only | {"since": since}, tail, follow)
+
+    def events(
+        self,
+        name: str | None = None,
+        *,
+        since: str = "",
+        tail: int | None = None,
+        follow: bool = False,
+    ) -> Iterator[Json]:
+        """What happened, to all functions or to one that is or was, likewise."""
+        return self._records("/v1/events", {"function": name or "", "since": since}, tail, follow)
+
+    def _records(
+        self, target: str, given: Mapping[str, str], tail: int | None, follow: bool
+    ) -> Iterator[Json]:
+        query = {key: value for key, value in given.items() if value}
+        query |= {"tail": str(tail)} if tail is not None else {}
+        query |= {"follow": "1"} if follow else {}
+        with self._exchange("GET", f"{target}?{urlencode(query)}") as response:
+            if response.status >= 300:
+                raise self._refusal(response)
+            while line := response.readline(LINE):
+                if not line.strip():
+                    continue
+                record = self._json(line)
+                if "error" in record:
+                    raise CoveError.from_json(record["error"])
+                yield record
+
     def doctor(self) -> list[Json]:
         """What the server's machine can do."""
         return list(self._call("GET", "/v1/doctor")["checks"])
