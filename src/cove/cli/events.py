@@ -36,7 +36,7 @@ def _parts(record: Record) -> Parts:
     if "function" in record:
         yield f"{shown(str(record['function']))} ", "bold"
     if "version" in record:
-        yield f"v{record['version']} ", "cyan"
+        yield f"v{shown(str(record['version']))} ", "cyan"
     if "instance" in record:
         yield f"{shown(short(record['instance']))} ", "dim"
     yield shown(str(record.get("reason", ""))), ""
