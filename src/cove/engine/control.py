@@ -13,7 +13,6 @@ from cove.engine.functions import Entry, Functions
 from cove.engine.instance import Instance
 from cove.engine.secrets import Secrets
 from cove.engine.sessions import Sessions
-from cove.errors import CoveError
 from cove.logs.logs import Logs
 from cove.logs.records import Record, Wanted
 from cove.model import SessionRecord, Version
@@ -49,9 +48,10 @@ class EngineControl:
         checks: Sequence[Check],
         authenticate: Callable[[str], str | None],
         *,
+        logs: Logs,
         key_by_default: bool,
-        logs: Logs | None = None,
-        secrets: Secrets | None = None,
+        logs: Logs,
+        secrets: Secrets,
     ) -> None:
         self._functions = functions
         self._sessions = sessions
@@ -95,18 +95,13 @@ class EngineControl:
         }
 
     def secrets(self) -> list[dict[str, Any]]:
-        return self._kept_secrets().list(self._functions.naming)
+        return self._secrets.list(self._functions.naming)
 
     async def set_secret(self, name: str, value: str) -> dict[str, Any]:
-        return await self._kept_secrets().set(name, value, self._functions.naming)
+        return await self._secrets.set(name, value, self._functions.naming)
 
     async def remove_secret(self, name: str) -> None:
-        await self._kept_secrets().remove(name, self._functions.naming)
-
-    def _kept_secrets(self) -> Secrets:
-        if self._secrets is None:
-            raise CoveError("not_built", "this Cove was put together without secrets")
-        return self._secrets
+        await self._secrets.remove(name, self._functions.naming)
 
     def functions(self) -> list[dict[str, Any]]:
         return [
@@ -206,13 +201,11 @@ class EngineControl:
         self, name: str, wanted: Wanted, *, tail: int | None, follow: bool
     ) -> AsyncGenerator[list[Record], None]:
         self._functions.get(name)
-        assert self._logs is not None
         return self._logs.read(name, wanted, tail=tail, follow=follow)
 
     def events(
         self, wanted: Wanted, *, tail: int | None, follow: bool
     ) -> AsyncGenerator[list[Record], None]:
-        assert self._logs is not None
         return self._logs.read_events(wanted, tail=tail, follow=follow)
 
     def doctor(self) -> list[dict[str, Any]]:
