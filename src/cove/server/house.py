@@ -24,6 +24,7 @@ from cove.engine.ledger import LEDGER, Ledger
 from cove.engine.output import Outputs
 from cove.engine.pool import Pool
 from cove.engine.recovery import Recovered, recover
+from cove.engine.secrets import Secrets
 from cove.engine.sessions import Sessions
 from cove.engine.supervisor import Supervisor
 from cove.events import Event
@@ -38,7 +39,7 @@ from cove.gateway.upstream import Upstream
 from cove.logs.logs import Logs
 from cove.metrics import Metrics
 from cove.model import Isolation
-from cove.paths import KEY, URL
+from cove.paths import KEY, SECRETS_KEY, URL
 from cove.runtimes.layers import Layers
 from cove.server.options import Options
 from cove.store.base import Store
@@ -74,9 +75,11 @@ class House:
         self.routes = RouteTable(options.domain)
         self.policy = Policy(loopback=options.loopback, domain=options.domain)
         self.affinity = Affinity(self.sessions, Signer(secret))
+        self.secrets = Secrets(store, options.data / SECRETS_KEY)
         self.supervisor = Supervisor(
             drivers,
             outputs=outputs,
+            secrets=self.secrets.values,
             parallel_starts=2 * (os.cpu_count() or 1),
             on_start=self._started,
             on_event=logs.event,
@@ -89,6 +92,7 @@ class House:
             drivers=drivers,
             probe=look,
             on_live=self._live,
+            require=self.secrets.require,
             scratch=_emptied(options.data / "run" / "deploys"),
             on_event=logs.event,
         )
@@ -99,6 +103,8 @@ class House:
             checks,
             self.policy.subject,
             key_by_default=not options.loopback,
+            logs=logs,
+            secrets=self.secrets,
         )
 
     def _started(self, pool: Pool, seconds: float) -> None:
@@ -116,6 +122,7 @@ class House:
     async def load(self) -> Recovered:
         """What earlier runs left in the store, and running."""
         self.policy.trust(await project_keys(self.store, self.options.data / KEY))
+        await self.secrets.load()
         await self.functions.load()
         await self.logs.retain({entry.name for entry in self.functions.all()})
         recovered = await recover(
@@ -151,6 +158,7 @@ class House:
                 await stop.wait()
                 self.logs.event(Event(clock.wall(), "cove.stopping"))
                 log.info("draining", seconds=self.options.drain)
+                self.logs.end_follows()  # or they would be waited for
                 gateway.draining = True
                 server.close()
                 await gateway.drain(self.options.drain)
