@@ -48,7 +48,6 @@ class EngineControl:
         checks: Sequence[Check],
         authenticate: Callable[[str], str | None],
         *,
-        logs: Logs,
         key_by_default: bool,
         logs: Logs,
         secrets: Secrets,
