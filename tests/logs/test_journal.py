@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,11 +120,16 @@ def test_a_file_whose_newest_line_is_too_old_is_removed(tmp_path: Path) -> None:
     assert numbers(tmp_path)[-1] == 200
 
 
-def test_numbers_go_on_after_all_files_were_too_old(tmp_path: Path) -> None:
+@pytest.mark.parametrize("again", [False, True], ids=["one run", "restarted"])
+def test_numbers_go_on_after_all_files_were_too_old(tmp_path: Path, again: bool) -> None:
     written = journal(tmp_path)
-    written.write([line(1)], NOON)
-    os.utime(files(tmp_path)[0], (0, 0))
+    written.write([line(0)], NOON)
+    written.write([line(1)], NOON + DAY)
+    for file in files(tmp_path):
+        os.utime(file, (0, 0))
     at = pages.forward(tmp_path, pages.last(tmp_path)).place
+    if again:
+        written = journal(tmp_path)
     written.prune(NOON)
     assert files(tmp_path) == []
     written.write([line(2)], NOON)
@@ -150,6 +156,28 @@ def test_a_clock_that_jumps_changes_no_order_and_loses_nothing(tmp_path: Path, j
     for n, at in enumerate([NOON, NOON + jump, NOON + jump + 1, NOON, NOON + 1]):
         written.write([line(n, at=at)], at)
     assert numbers(tmp_path) == [0, 1, 2, 3, 4]
+
+
+def test_writers_in_several_threads_wait_for_each_other(tmp_path: Path) -> None:
+    written = journal(tmp_path, size=1 << 20)
+
+    def write(first: int) -> None:
+        for n in range(first, first + 300):
+            written.write([line(n, filler=3000)] * 3, NOON)
+
+    threads = [threading.Thread(target=write, args=(first,)) for first in (1000, 2000, 3000)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert written.lost == 0
+    assert written.written == 2700
+    assert total(tmp_path) <= 1 << 20
+    assert all(file.stat().st_size <= (1 << 20) // PARTS for file in files(tmp_path))
+    kept = numbers(tmp_path)
+    for first in (1000, 2000, 3000):
+        own = [n for n in kept if first <= n < first + 1000]
+        assert own == sorted(own)
 
 
 # What a crash leaves.

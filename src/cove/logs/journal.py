@@ -144,9 +144,8 @@ class Journal:
                 while put < len(data):
                     put += os.write(file, memoryview(data)[put:])
             except OSError as fault:
-                whole = data.rfind(b"\n", 0, put) + 1
-                os.ftruncate(file, before + whole)
-                raise _CutShortError(data.count(b"\n", 0, whole), fault) from fault
+                # What it has of the next line is torn, as after a crash.
+                raise _CutShortError(data.count(b"\n", 0, put), fault) from fault
         finally:
             os.close(file)
         if not before:
