@@ -115,7 +115,7 @@ def test_a_value_on_the_command_line_is_refused_with_the_way_to_do_it(
         ("A", b"hunter2-marker\xff", "not UTF-8"),
         ("A", b"hunter2-marker\0", "NUL"),
         ("A", b"x" * (LARGEST_VALUE + 1), "more than 64 KiB"),
-        ("A", "日".encode() * LARGEST_VALUE, "more than 64 KiB"),
+        ("A", b"x" + "日".encode() * LARGEST_VALUE, "more than 64 KiB"),
     ],
 )
 def test_what_cannot_be_one_is_refused_and_not_repeated(
