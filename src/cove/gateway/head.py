@@ -28,8 +28,17 @@ _SINGLE = frozenset(
 )
 
 
+# What llhttp knows of other protocols, besides CONNECT, which is for proxies.
+_OTHERS = frozenset(
+    {
+        *(b"SOURCE", b"DESCRIBE", b"ANNOUNCE", b"SETUP", b"PLAY", b"PAUSE", b"TEARDOWN"),
+        *(b"GET_PARAMETER", b"SET_PARAMETER", b"REDIRECT", b"RECORD", b"FLUSH"),
+    }
+)
+
+
 class RefusedError(Exception):
-    """A request that cannot be served as HTTP; says why."""
+    """A request that cannot be served as HTTP; says why, and what to send instead."""
 
 
 class HeadTooLargeError(Exception):
@@ -41,7 +50,8 @@ class Head:
     with the values of its lines joined.
 
     `target` is path and query. `headers` lack Content-Length, which is the exchange's.
-    `wishes` for another protocol; `upgrade`: for one that is passed through, WebSocket.
+    `wishes` for another protocol, as llhttp reads it, which then takes no body; `upgrade`: for
+    one that is passed through, WebSocket.
     """
 
     __slots__ = (
@@ -60,33 +70,43 @@ class Head:
     )
 
     def __init__(
-        self, method: bytes, url: bytes, version: str, headers: Headers, *, keep_alive: bool
+        self,
+        method: bytes,
+        url: bytes,
+        version: str,
+        headers: Headers,
+        *,
+        keep_alive: bool,
+        wishes: bool,
     ) -> None:
         """`RefusedError` or `HeadTooLargeError` for what must not be served."""
         if len(headers) > HEAD_COUNT:
             raise HeadTooLargeError
         self.method = method
         self.url = url
-        self.target = _origin_form(method, url)
         self.headers = headers
         self.fields = fields = dict(headers)
         if len(fields) != len(headers):
             _join_repeated(headers, fields)
-        if version not in ("1.1", "1.0"):
-            raise RefusedError("HTTP/1.1 or 1.0, please")
+        if version not in ("1.1", "1.0") or method in _OTHERS:
+            raise RefusedError("another protocol; send HTTP/1.1 or HTTP/1.0")
+        self.target = _origin_form(method, url, fields)
         self.version = version.encode()
         self.keep_alive = keep_alive and version == "1.1"
         self.chunked = b"transfer-encoding" in fields
         if self.chunked and (
             version == "1.0" or fields[b"transfer-encoding"].lower() != b"chunked"
         ):
-            raise RefusedError("a transfer coding that is not chunked")
+            raise RefusedError(
+                "a transfer coding that is not chunked; send the body chunked, or Content-Length"
+            )
         if version == "1.1" and b"host" not in fields:
-            raise RefusedError("no Host header")
-        self.expects = fields.get(b"expect", b"").lower() == b"100-continue"
-        wished = fields.get(b"upgrade")
-        self.wishes = wished is not None and b"upgrade" in fields.get(b"connection", b"").lower()
-        self.upgrade = self.wishes and wished is not None and wished.lower() == b"websocket"
+            raise RefusedError("no Host header; HTTP/1.1 asks for one")
+        # RFC 9110 §7.8, §10.1.1: neither is for callers of HTTP/1.0; RFC 6455 §4.1: GET alone
+        self.expects = version == "1.1" and fields.get(b"expect", b"").lower() == b"100-continue"
+        self.wishes = wishes
+        asks = wishes and method == b"GET" and version == "1.1"
+        self.upgrade = asks and _wants_websocket(fields)
         self.way: Any = None
 
     def is_again(self, method: bytes, url: bytes, version: str, headers: Headers) -> bool:
@@ -122,12 +142,13 @@ class Heads:
         headers: Headers,
         *,
         keep_alive: bool,
+        wishes: bool = False,
     ) -> Head:
         """The head that says this, parsed now if need be; as `Head` where it must be refused."""
         key = (peer, method, url, version, tuple(headers))
         head = self._heads.get(key)
         if head is None:
-            head = Head(method, url, version, headers, keep_alive=keep_alive)
+            head = Head(method, url, version, headers, keep_alive=keep_alive, wishes=wishes)
             if head.is_light():
                 if len(self._heads) >= self._most:
                     self._heads.clear()
@@ -145,19 +166,34 @@ def _join_repeated(headers: Headers, fields: dict[bytes, bytes]) -> None:
         if name not in fields:
             fields[name] = value
         elif name in _SINGLE:
-            raise RefusedError(f"the header {name.decode('latin-1')} is there twice")
+            raise RefusedError(f"the header {name.decode('latin-1')} is there twice; send it once")
         else:
             fields[name] += (b"; " if name == b"cookie" else b", ") + value
 
 
-def _origin_form(method: bytes, url: bytes) -> bytes:
-    """A target as path and query (RFC 9112 §3.2); an absolute one loses scheme and host."""
+def _wants_websocket(fields: dict[bytes, bytes]) -> bool:
+    """llhttp also takes Proxy-Connection for Connection; who stands in front may not."""
+    tokens = [token.strip() for token in fields.get(b"connection", b"").lower().split(b",")]
+    return b"upgrade" in tokens and fields.get(b"upgrade", b"").lower() == b"websocket"
+
+
+def _origin_form(method: bytes, url: bytes, fields: dict[bytes, bytes]) -> bytes:
+    """A target as path and query (RFC 9112 §3.2); an absolute one loses scheme and host.
+
+    What is routed by is the Host header: a target that names another host is refused, as is
+    what has no place in a target and ends it for some readers.
+    """
+    if method == b"CONNECT" or b"#" in url:
+        raise RefusedError("the request's target is not a path; send /path?query")
     if url.startswith(b"/"):
         return url
     scheme, found, rest = url.partition(b"://")
     if found and scheme.lower() in (b"http", b"https"):
-        slash = rest.find(b"/")
-        return rest[slash:] if slash >= 0 else b"/"
+        end = min(at for at in (rest.find(b"/"), rest.find(b"?"), len(rest)) if at >= 0)
+        if rest[:end].lower() != fields.get(b"host", b"").lower() or b"@" in rest[:end]:
+            raise RefusedError("the target names another host than the Host header; send the path")
+        rest = rest[end:]
+        return rest if rest.startswith(b"/") else b"/" + rest
     if url == b"*" and method == b"OPTIONS":
         return b"/"
-    raise RefusedError("the request's target is not a path")
+    raise RefusedError("the request's target is not a path; send /path?query")

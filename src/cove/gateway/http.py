@@ -15,12 +15,15 @@ from enum import IntEnum
 from typing import Protocol, cast
 
 import httptools
+import structlog
 
 from cove.gateway.exchange import BUFFER, Exchange, new_id
 from cove.gateway.head import Head, Headers, Heads, HeadTooLargeError, RefusedError
 from cove.gateway.replies import simple_reply
 
-_HEAD_BYTES = 64 * 1024
+_HEAD_BYTES = 64 * 1024  # of a target and header fields
+_UNENDED_BYTES = 136 * 1024  # of a head whose end was not seen, spaces and all
+_LENGTH_DIGITS = 32  # llhttp takes any number of zeroes before a length
 _BETWEEN_BYTES = 1024 * 1024  # of a body's framing in a row: a read is up to 256 KiB
 _HEAD_SECONDS = 15.0
 _IDLE_SECONDS = 75.0
@@ -28,6 +31,9 @@ _BODY_SECONDS = 30.0
 _WRITE_SECONDS = 60.0
 _LINGER_SECONDS = 2.0
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER of no time
+
+
+log = structlog.get_logger("cove.gateway")
 
 
 class Phase(IntEnum):
@@ -68,6 +74,7 @@ class Connection(asyncio.Protocol):
         self._active: Exchange | None = None
         self._fresh: Exchange | None = None
         self._queue: deque[Exchange] = deque()
+        self._read = 0
         self._head_bytes = 0
         self._in_head = True
         self._paused_reading = False
@@ -76,6 +83,7 @@ class Connection(asyncio.Protocol):
         self._settled: asyncio.Future[None] | None = None
         self._tunnel: Callable[[bytes], None] | None = None
         self._rest = b""
+        self._held = False
         self._refused: tuple[int, bytes] | None = None
         self._skips_body = False
         self._reading_on = False
@@ -96,7 +104,8 @@ class Connection(asyncio.Protocol):
         self.is_local = self.peer == "::1" or self.peer.startswith("127.")
         self.since = self._loop.time()
         if not self._app.opened(self):
-            self._say(503, b"too many connections; retry later", b"\r\nRetry-After: 1")
+            text = b"too many connections; use those that are open, or try again later"
+            self._say(503, text, b"\r\nRetry-After: 1")
             self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -130,59 +139,70 @@ class Connection(asyncio.Protocol):
         if self._tunnel is not None:
             self._tunnel(data)
             return
+        self._read = size = len(data)
         if self._in_head:
             if not self._head_bytes:
                 self.since = self._loop.time()
-            self._head_bytes += len(data)
+            self._head_bytes += size
         else:
-            self._between += len(data)
+            self._between += size
         self._feed(data)
         fresh, self._fresh = self._fresh, None
         if fresh is not None:
             self._app.serve(fresh)
 
     def _feed(self, data: bytes) -> None:
+        rest: bytes | memoryview = data
         try:
-            while data:
+            while rest:
                 try:
-                    self._parser.feed_data(data)
+                    self._parser.feed_data(rest)
                     break
                 except httptools.HttpParserUpgrade as upgrade:
-                    data = self._upgraded(data[upgrade.args[0] :])
+                    rest = self._upgraded(memoryview(rest)[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             self._refuse(error.__context__ or error)
             return
-        if self._in_head and self._head_bytes > _HEAD_BYTES:
+        if not self._in_head:
+            if self._between > _BETWEEN_BYTES:
+                self._refuse(RefusedError("chunk extensions or trailers of more than 1 MiB"))
+        elif self._head_bytes > _UNENDED_BYTES:
             self._refuse(HeadTooLargeError())
-        elif not self._in_head and self._between > _BETWEEN_BYTES:
-            self._refuse(RefusedError("chunk extensions or trailers of more than 1 MiB"))
+        elif self._url and not self._head_bytes:
+            # It began somewhere in this read: from here on it has its time, and is measured.
+            self._head_bytes = _HEAD_BYTES
+            self.since = self._loop.time()
 
-    def _upgraded(self, rest: bytes) -> bytes:
+    def _upgraded(self, rest: memoryview) -> bytes | memoryview:
         """What is left to parse, after a head that wished for another protocol."""
-        if self._parsing.upgrade:
-            self._rest = rest
+        parsing = self._parsing
+        self._parser = httptools.HttpRequestParser(self)
+        if parsing.upgrade:
+            self._rest = bytes(rest)
+            self._held = True
             self.pause()
             return b""
         # An upgrade nobody here speaks (h2c): the request stands, the wish is passed over. The
-        # parser takes no body after it, so another one is shown how that is delimited.
-        self._parser = httptools.HttpRequestParser(self)
-        if self._parsing.body_done:
-            return rest
-        self._reading_on = True
-        length = self._parsing.length
-        framing = (
-            b"transfer-encoding: chunked" if length is None else b"content-length: %d" % length
-        )
-        return b"POST / HTTP/1.1\r\n" + framing + b"\r\n\r\n" + rest
+        # parser took no body after it, so the next one is shown how that is delimited.
+        if not parsing.body_done:
+            self._reading_on = True
+            self._parser.feed_data(_framed(parsing.length))
+        return rest
 
     def _refuse(self, cause: BaseException) -> None:
         """What came cannot be served; the requests before it still are."""
-        status, text = 400, b"malformed HTTP request"
+        if self.phase is Phase.LINGER:
+            return  # it came after the last reply
         if isinstance(cause, HeadTooLargeError):
-            status, text = 431, b"request header fields are too large: 64 KiB and 100 at most"
+            status, text = 431, "the head is too large: 64 KiB and 100 header fields are the most"
         elif isinstance(cause, RefusedError):
-            text = str(cause).encode()
-        self._refused = (status, text)
+            status, text = 400, str(cause)
+        elif isinstance(cause, httptools.HttpParserError):
+            status, text = 400, f"malformed HTTP: {cause}; send requests as RFC 9112 has them"
+        else:
+            log.error("connection failed", error=repr(cause), exc_info=cause)
+            status, text = 500, "Cove failed on this request; its log says why"
+        self._refused = (status, text.encode())
         self.pause()
         if not self._in_head:  # it is a body that went wrong: its exchange goes with it
             broken = self._parsing
@@ -209,21 +229,27 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_head:
-            return  # a trailer: nobody here acts on one
+            if name.lower() in (b"connection", b"proxy-connection"):
+                self._parsing.keep_alive = False  # of trailers the one that llhttp acts on
+            return
         name = name.lower()
         if name != b"content-length":
             self._headers.append((name, value))
-        elif self._length is None:
-            self._length = int(value)
+        elif self._length is not None:
+            raise RefusedError("the header content-length is there twice; send it once")
+        elif len(value) > _LENGTH_DIGITS:
+            raise RefusedError("a Content-Length that no body has; send the body's length")
         else:
-            raise RefusedError("the header content-length is there twice")
+            self._length = int(value)
 
     def on_headers_complete(self) -> None:
         if self._reading_on:
-            self._reading_on = self._in_head = False
+            self._reading_on = False
             return
+        if self.phase is Phase.LINGER:
+            raise RefusedError  # the last reply has been written: this is not for anybody
         parser = self._parser
-        if self._head_bytes > _HEAD_BYTES:
+        if self._head_bytes > _HEAD_BYTES or self._read > _HEAD_BYTES:
             self._measure()
         self._head_bytes = 0
         method, version = parser.get_method(), parser.get_http_version()
@@ -236,10 +262,13 @@ class Connection(asyncio.Protocol):
                 version,
                 self._headers,
                 keep_alive=parser.should_keep_alive(),
+                wishes=parser.should_upgrade(),
             )
             self._head = head if head.is_light() else None
-        if self._length is not None and (head.chunked or (head.upgrade and self._length)):
-            raise RefusedError("conflicting body lengths")
+        if self._length is not None and head.chunked:
+            raise RefusedError("two body lengths; send Content-Length, or the body chunked")
+        if head.upgrade and (self._length or head.chunked):
+            raise RefusedError("a WebSocket handshake with a body; send it without")
         self._in_head = False
         self._between = 0
         exchange = self._parsing = Exchange(self, head, self._length, self._loop.time())
@@ -252,8 +281,8 @@ class Connection(asyncio.Protocol):
             self.pause()
 
     def _measure(self) -> None:
-        """The read that ended a head held other things too: how large was the head itself?"""
-        size = len(self._url) + sum(len(n) + len(v) + 4 for n, v in self._headers)
+        """Reads hold other things too: how large was the head itself?"""
+        size = len(self._url) + sum(len(n) + len(v) for n, v in self._headers)
         if size > _HEAD_BYTES:
             raise HeadTooLargeError
 
@@ -295,7 +324,9 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self._serve_next, self._active)
         elif self._refused is not None:
             self._say_refused()
-        if not self._queue and self._refused is None:
+        elif self._held:
+            self._loop.call_soon(self._go_on)
+        if self._refused is None:
             self.resume()
 
     def _serve_next(self, exchange: Exchange) -> None:
@@ -303,9 +334,19 @@ class Connection(asyncio.Protocol):
             exchange.started_at = self._loop.time()
             self._app.serve(exchange)
 
+    def _go_on(self) -> None:
+        """A wish for another protocol was not granted: what came after it are requests."""
+        if not self._transport.is_closing():
+            self._held = False
+            self.resume()
+            rest, self._rest = self._rest, b""
+            if rest:
+                self.data_received(rest)
+
     def tunnel(self, receive: Callable[[bytes], None]) -> None:
         """From here on the connection carries another protocol."""
         self._tunnel = receive
+        self._held = False
         rest, self._rest = self._rest, b""
         self.resume()
         if rest:
@@ -317,6 +358,9 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def resume(self) -> None:
+        """Read on, unless what was read already waits: requests, or what a tunnel may be for."""
+        if (self._queue or self._held) and self.phase is not Phase.LINGER:
+            return
         if self._paused_reading and not self._transport.is_closing():
             self._paused_reading = False
             self.since = self._loop.time()
@@ -382,11 +426,13 @@ class Connection(asyncio.Protocol):
                 active.deadline = 0.0
                 active.on_deadline()
             elif not active.body_done and not self._paused_reading and waited > _BODY_SECONDS:
-                self._timed_out(b"the request's body stalled")
+                self._timed_out(
+                    f"nothing of the body came for {_BODY_SECONDS:g} s; send it in one go"
+                )
         elif self.phase is Phase.LINGER:
             self._check_linger(now, waited)
         elif self._in_head and self._head_bytes and waited > _HEAD_SECONDS:
-            self._timed_out(b"the request's head took too long")
+            self._timed_out(f"the head took more than {_HEAD_SECONDS:g} s; send it in one go")
         elif self.phase in (Phase.HEAD, Phase.IDLE) and waited > _IDLE_SECONDS:
             self._transport.close()
 
@@ -398,14 +444,24 @@ class Connection(asyncio.Protocol):
         elif waited > (_WRITE_SECONDS if unsent else _LINGER_SECONDS):
             self._transport.abort()
 
-    def _timed_out(self, text: bytes) -> None:
-        if self._active is None or not self._active.started:
-            self._say(408, text)
-        if self._active is not None:
-            self._active.client_gone()
-        self._transport.close()
+    def _timed_out(self, text: str) -> None:
+        active, self._active = self._active, None
+        if active is not None and active.started:
+            active.client_gone()
+            self.abort()
+            return
+        self._say(408, text.encode())
+        if active is not None:
+            active.client_gone()
+        self._close_after_reply()
 
     def _say(self, status: int, text: bytes, extra: bytes = b"") -> None:
         """Answer what never became an exchange."""
         extra = b"X-Request-Id: " + new_id() + extra
         self._transport.write(simple_reply(status, text, keep_alive=False, extra=extra))
+
+
+def _framed(length: int | None) -> bytes:
+    """A head that makes a parser read a body: of so many bytes, or chunked."""
+    how = b"transfer-encoding: chunked" if length is None else b"content-length: %d" % length
+    return b"POST / HTTP/1.1\r\n" + how + b"\r\n\r\n"
