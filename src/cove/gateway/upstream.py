@@ -16,7 +16,8 @@ from cove.gateway.heads import ShownHead
 
 _KEEP_SECONDS = 4.0  # uvicorn and Node close idle connections after 5
 _KEEP_MOST = 64
-_HEAD_BYTES = 64 * 1024
+_HEAD_BYTES = 64 * 1024  # of header fields
+_UNENDED_BYTES = 136 * 1024  # of a head whose end was not seen, interim ones before it included
 _CONNECT_SECONDS = 10.0
 
 Dial = Callable[[], Awaitable[socket]]
@@ -204,9 +205,11 @@ class UpstreamConnection(asyncio.Protocol):
         except httptools.HttpParserUpgrade as upgrade:
             self._rest = data[upgrade.args[0] :]
         except httptools.HttpParserError as error:
-            self._lose(_WRONG.get(type(error.__context__), "it sent what is not HTTP"))
-            return
-        if self._in_head and self._head_bytes > _HEAD_BYTES:
+            if not self._complete:
+                self._lose(_WRONG.get(type(error.__context__), "it sent what is not HTTP"))
+                return
+            self._keep = False  # the answer is whole; what came after it is nobody's
+        if self._in_head and self._head_bytes > _UNENDED_BYTES:
             self._lose(_WRONG[_TooLargeError])
             return
         if self._complete:
@@ -260,10 +263,16 @@ class UpstreamConnection(asyncio.Protocol):
 
     # httptools' callbacks
 
+    def on_message_begin(self) -> None:
+        if self._complete:
+            self._keep = False  # an answer nobody asked for
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_head:
-            return  # a trailer, or the head of an answer nobody asked for
         name = name.lower()
+        if not self._in_head:
+            if name == b"connection":
+                self._keep = False  # of trailers the one that llhttp acts on
+            return
         if name == b"content-length":
             self._length = int(value)
         else:
@@ -272,12 +281,13 @@ class UpstreamConnection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         self._status = status = self._parser.get_status_code()
         if self._complete:
-            self._keep = False  # an answer nobody asked for
             return
+        if status < 100:
+            raise _StatusError
         if status < 200 and status != 101:
             self._status, self._headers, self._length = 0, [], None
             return
-        if status == 101 and not self._switches:
+        if status == 101 and not (self._switches and self._parser.should_upgrade()):
             raise _UnaskedError
         if self._head_bytes > _HEAD_BYTES:
             self._measure()
@@ -289,20 +299,26 @@ class UpstreamConnection(asyncio.Protocol):
             return
         if self._bodyless or status in (204, 304):
             self._complete = True
-        elif not self._keep:
-            self._to_eof = self._length is None and not any(
-                name == b"transfer-encoding" for name, _ in self._headers
-            )
+            if self._codings():
+                self._keep = False  # chunks of nothing could follow, and nobody would hear them
+        elif self._length is None and status != 101:
+            codings = self._codings()
+            if codings and codings != [b"chunked"]:
+                raise _CodingError
+            self._to_eof = not codings
         sink.head(status, self._headers, self._length)
+
+    def _codings(self) -> list[bytes]:
+        return [value.lower() for name, value in self._headers if name == b"transfer-encoding"]
 
     def _measure(self) -> None:
         """The read that ended a head held other things too: how large was the head itself?"""
-        if sum(len(name) + len(value) + 4 for name, value in self._headers) > _HEAD_BYTES:
+        if sum(len(name) + len(value) for name, value in self._headers) > _HEAD_BYTES:
             raise _TooLargeError
 
     def on_body(self, data: bytes) -> None:
         if self._complete:
-            self._keep = False  # a body where there is none, or a second answer's
+            self._keep = False  # a body where there is none
         elif self._sink is not None:
             self._sink.body(data)
 
@@ -315,11 +331,21 @@ class _UnaskedError(Exception):
     pass
 
 
+class _StatusError(Exception):
+    pass
+
+
+class _CodingError(Exception):
+    pass
+
+
 class _TooLargeError(Exception):
     pass
 
 
 _WRONG: dict[object, str] = {
-    _UnaskedError: "it switched protocols unasked",
+    _UnaskedError: "it switched protocols unasked, or without saying to which",
+    _StatusError: "it sent a status that there is not",
+    _CodingError: "it used a transfer coding that is not chunked",
     _TooLargeError: "its header fields are larger than 64 KiB",
 }
