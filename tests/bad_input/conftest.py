@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from bad_input.standing import Standing
-from e2e.conftest import installed
+from bad_input.standing import Standing, standing
 
 
 @pytest.fixture(scope="session")
-def cove() -> Iterator[Standing]:
+def ground() -> Iterator[Path]:
+    """A folder that users of all ids may enter, as instances must and pytest's own do not let."""
+    folder = Path(tempfile.mkdtemp(prefix="cove-bad-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def made(ground: Path, name: str) -> Path:
+    """A folder for one server."""
+    folder = ground / name
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cove(ground: Path) -> Iterator[Standing]:
     """With plain processes: for what has nothing to do with isolation, and quick."""
-    for installation in installed("process"):
-        yield Standing.at(installation)
+    with standing(made(ground, "plain"), "process") as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
-def contained() -> Iterator[Standing]:
+def contained(ground: Path) -> Iterator[Standing]:
     """With containers, where this machine has them."""
-    for installation in installed("auto"):
-        if not installation.says("isolation", "container ("):
+    with standing(made(ground, "contained"), "auto") as server:
+        if not server.cove.says("isolation", "container ("):
             pytest.skip("no OCI runtime works here")
-        yield Standing.at(installation)
+        yield server

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from e2e.conftest import left_behind
 from e2e.installation import PATIENCE, Installation, until
 from e2e.servers import HAND
 
@@ -36,6 +37,17 @@ class Refusal:
     @property
     def text(self) -> str:
         return "\n".join((self.message, *self.lines, self.hint))
+
+
+@dataclass
+class Tuned(Installation):
+    """An installation whose server's environment has more."""
+
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {**super().env, **self.settings}
 
 
 @dataclass
@@ -118,6 +130,25 @@ class Standing:
             events = self.send(archive)
         assert events[-1]["event"] == "error", events
         return Refusal.of(events[-1]["error"])
+
+
+@contextlib.contextmanager
+def standing(
+    folder: Path, driver: str, settings: Mapping[str, str] | None = None
+) -> Iterator[Standing]:
+    """A server in `folder` while the block runs, of which nothing is left afterwards."""
+    cove = Tuned(folder, driver, settings=settings or {})
+    cove.start()
+    try:
+        yield Standing.at(cove)
+        assert cove.stop() == 0, "\n".join(cove.log[-30:])
+        until(lambda: not left_behind(cove.data), f"nothing is left: {left_behind(cove.data)}", 5)
+        assert list(cove.temporary.iterdir()) == []
+        assert not cove.says("task failed"), "\n".join(cove.log)
+    finally:
+        if cove.process is not None and cove.process.poll() is None:
+            cove.process.kill()
+            cove.process.wait()
 
 
 def footprint(cove: Installation) -> set[str]:

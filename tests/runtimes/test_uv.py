@@ -114,11 +114,12 @@ async def test_a_cancelled_resolution_leaves_no_process(silent: Silent, asking: 
 
 
 async def test_a_resolution_that_takes_too_long_is_ended_and_said(
-    silent: Silent, asking: list[str]
+    silent: Silent, asking: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COVE_BUILD_TIMEOUT", "1")
     with pytest.raises(CoveError) as caught:
-        await uv.run(asking, timeout=1)
+        await uv.run(asking)
     assert caught.value.code == "resolve_failed"
-    assert "within 1 seconds" in caught.value.message
+    assert "within 1 s" in caught.value.message
     async with asyncio.timeout(10):
         await silent.gone.wait()

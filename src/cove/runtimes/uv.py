@@ -13,8 +13,10 @@ from uv import find_uv_bin
 from cove.errors import CoveError
 from cove.runtimes import bounded
 
-TIMEOUT = 300.0
-"""Seconds that one resolution or installation may take."""
+TIMEOUT = "COVE_BUILD_TIMEOUT"
+"""The variable that says how many seconds one resolution or installation may take."""
+
+_TIMEOUT = 300.0
 
 _OURS = {
     "UV_PYTHON_DOWNLOADS": "never",
@@ -32,11 +34,28 @@ _TAIL = 20
 _PYENV = ".pyenv"
 
 
-async def run(args: Sequence[str], *, timeout: float = TIMEOUT) -> str:
-    """uv's stdout. `CoveError("resolve_failed")` with its last lines, also after `timeout`.
+def bound(environ: Mapping[str, str]) -> float:
+    """Seconds that one run may take. `bad_config` where the operator said no such number."""
+    said = environ.get(TIMEOUT, "") or str(_TIMEOUT)
+    try:
+        seconds = float(said)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 86400:
+        raise CoveError(
+            "bad_config",
+            f"{TIMEOUT}={said} is no number of seconds",
+            hint="start Cove without it, or with a number up to 86400",
+        )
+    return seconds
+
+
+async def run(args: Sequence[str]) -> str:
+    """uv's stdout. `CoveError("resolve_failed")` with its last lines, also after `bound`.
 
     A cancelled run leaves no process behind.
     """
+    timeout = bound(os.environ)
     command = [find_uv_bin(), *args]
     env = environment(os.environ, pip_settings(os.environ))
     try:
@@ -44,8 +63,9 @@ async def run(args: Sequence[str], *, timeout: float = TIMEOUT) -> str:
     except TimeoutError:
         raise CoveError(
             "resolve_failed",
-            f"uv did not finish within {timeout:g} seconds",
-            hint="is the package index reachable from this machine? Then deploy again",
+            f"the dependencies were not resolved and installed within {timeout:g} s",
+            hint="is the package index reachable from this machine, and quick? Then deploy again; "
+            f"the operator can give it longer with {TIMEOUT}",
         ) from None
     if finished.code:
         raise _failure(finished.err)
@@ -64,6 +84,8 @@ def _failure(text: str) -> CoveError:
         hint = "is the name spelt right, and does the index have that version?"
     elif "unsatisfiable" in said:
         hint = "the requirements contradict each other: relax the ones named above"
+    elif "no space left" in said or "disk quota" in said:
+        hint = "the disk is full: free space on this machine, then deploy again"
     elif any(
         word in said for word in ("connect", "dns", "timed out", "certificate", "sending request")
     ):
