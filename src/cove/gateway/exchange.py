@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 BUFFER = 256 * 1024
 """Bytes of a body that wait on either side before its source is paused."""
 
+SMALL_BODY = 64 * 1024
+"""Bytes of a body that may be kept, and looked into where its request has to be refused."""
+
+CLIENT_LEFT = 499
+"""The status, which none is sent with, of a request whose client left before its answer."""
+
 _ids = count(1)
 _prefix = os.urandom(6).hex().encode()
 
@@ -38,7 +44,10 @@ class BodySink(Protocol):
 
 
 class Exchange:
-    """One request and its reply. What its head says is in `head`, shared with its like."""
+    """One request and its reply. What its head says is in `head`, shared with its like.
+
+    `left` is the status of one that was over before whoever serves it had answered.
+    """
 
     # Defaults live on the class: an exchange is made for every request, and most of this
     # stays as it is for most of them.
@@ -50,6 +59,7 @@ class Exchange:
     started = False
     finished = False
     gone = False
+    left = 0
     deadline = 0.0
     on_deadline: Callable[[], None] | None = None
     on_gone: Callable[[], None] | None = None
@@ -124,6 +134,11 @@ class Exchange:
             await self._waiter
             self.connection.resume()
         return self.take_buffered() if self.received <= limit else None
+
+    def at_hand(self) -> bytes:
+        """A small body that has come whole and was not taken yet; else nothing."""
+        whole = self.body_done and self.received <= SMALL_BODY
+        return b"".join(self._body) if whole else b""
 
     def put_back(self, body: bytes) -> None:
         """Give a body that was read whole to whoever takes it next."""
@@ -200,10 +215,13 @@ class Exchange:
         """Until the client has taken what was written."""
         await self.connection.drain()
 
-    def client_gone(self) -> None:
+    def client_gone(self, status: int = CLIENT_LEFT) -> None:
+        """The connection is no more, or no more this exchange's: it was answered `status`."""
         if self.finished:
             return
         self.gone = True
+        if not self.started:
+            self.left = status
         self._wake()
         if self.on_gone is not None:
             self.on_gone()

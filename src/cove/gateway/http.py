@@ -209,7 +209,7 @@ class Connection(asyncio.Protocol):
             if broken in self._queue:
                 self._queue.remove(broken)
             elif broken is self._active:
-                broken.client_gone()
+                broken.client_gone(status)
                 self._active = self._fresh = None
                 if broken.started:
                     self.abort()
@@ -403,7 +403,24 @@ class Connection(asyncio.Protocol):
         if self._active is None:
             self._transport.close()
         else:
+            self.last_reply()
+
+    def last_reply(self) -> None:
+        """Close after the reply, if one is due."""
+        if self._active is not None:
             self._active.keep_alive = False
+
+    def cut(self) -> None:
+        """What is being served has no more time, if it ever had one."""
+        active = self._active
+        if active is not None and active.on_deadline is not None:
+            active.deadline = 0.0
+            active.on_deadline()
+
+    def leave(self) -> None:
+        """Close; but not while a client that was answered still sends, and would be reset."""
+        if self.phase is not Phase.LINGER or self._in_head:
+            self._transport.close()
 
     def _close_after_reply(self) -> None:
         # Closing with unread input makes the kernel reset the connection, and the reply with
@@ -452,7 +469,7 @@ class Connection(asyncio.Protocol):
             return
         self._say(408, text.encode())
         if active is not None:
-            active.client_gone()
+            active.client_gone(408)
         self._close_after_reply()
 
     def _say(self, status: int, text: bytes, extra: bytes = b"") -> None:

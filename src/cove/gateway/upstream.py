@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import struct
+import sys
 from collections.abc import Awaitable, Callable
-from socket import socket
+from socket import IPPROTO_TCP, socket
 from typing import Protocol, cast
 
 import httptools
@@ -19,6 +21,9 @@ _KEEP_MOST = 64
 _HEAD_BYTES = 64 * 1024  # of header fields
 _UNENDED_BYTES = 136 * 1024  # of a head whose end was not seen, interim ones before it included
 _CONNECT_SECONDS = 10.0
+
+# linux/tcp.h: tcpi_bytes_acked of struct tcp_info
+_TCP_INFO, _TCP_INFO_BYTES, _ACKED_AT, _ACKED = 11, 256, 120, struct.Struct("=Q")
 
 Dial = Callable[[], Awaitable[socket]]
 
@@ -89,7 +94,10 @@ class Upstream:
 
 
 class UpstreamConnection(asyncio.Protocol):
-    """One connection to an instance, carrying one exchange at a time."""
+    """One connection to an instance, carrying one exchange at a time.
+
+    `unreached`, once that is `lost`: surely nothing of its request has come to the program.
+    """
 
     def __init__(self, home: Upstream, loop: asyncio.AbstractEventLoop) -> None:
         self._home = home
@@ -111,6 +119,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._tunnel: Callable[[bytes | None], None] | None = None
         self._pause: Callable[[bool], None] | None = None
         self._rest = b""
+        self._written = self._before = 0  # bytes, and of those the ones of earlier requests
+        self.unreached = False
         self.shown = ShownHead()
         self.reused = False
         self.since = 0.0
@@ -143,11 +153,14 @@ class UpstreamConnection(asyncio.Protocol):
         self._switches = switches
         self._bodyless = head
         self._request_done = last
+        self._before = self._written
+        self._written += len(data)
         self._transport.write(data)
 
     def send(self, data: bytes, *, last: bool = False) -> None:
         """More of the request's body."""
         if not self._transport.is_closing():
+            self._written += len(data)
             self._transport.write(data)
         self._request_done = self._request_done or last
 
@@ -217,7 +230,19 @@ class UpstreamConnection(asyncio.Protocol):
         sink.flush()
 
     def eof_received(self) -> None:
+        if self._sink is not None and self._in_head and not self._status:
+            self.unreached = self._acknowledged() <= self._before
         self._ended()
+
+    def _acknowledged(self) -> int:
+        """Bytes that the other side had taken when it closed the connection: what comes later it
+        refuses. Where the system does not tell, more than were sent."""
+        if sys.platform == "linux":
+            sock = self._transport.get_extra_info("socket")
+            with contextlib.suppress(OSError, struct.error):  # a unix socket acknowledges nothing
+                info = sock.getsockopt(IPPROTO_TCP, _TCP_INFO, _TCP_INFO_BYTES)
+                return int(_ACKED.unpack_from(info, _ACKED_AT)[0]) - 1  # the SYN is counted
+        return sys.maxsize
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._home.forget(self)
