@@ -21,6 +21,7 @@ from fuzz.front import Front, InputError
 from fuzz.rewriting import Rewriting
 from fuzz.sockets import Sockets
 from fuzz.ways import Ways
+from fuzz.wire import FaultError
 
 CASE_SECONDS = 30
 MEMORY = 2 * 1024**3
@@ -122,11 +123,7 @@ def run(
             result.failure = _case(cases, seed, number, result)
             number += workers
             if result.inputs >= quota * (len(result.blocks) + 1) / _CHECKS:
-                _measure(cases, result)
-        if result.failure is None:
-            why = grows(result)
-            if why:
-                result.failure = Failure(kind, seed, number, why)
+                result.failure = result.failure or _measure(cases, seed, number, result)
     finally:
         if isinstance(cases, Sockets):
             cases.close()
@@ -175,11 +172,16 @@ def _bounded() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _measure(cases: Cases, result: Result) -> None:
-    cases.settle()
+def _measure(cases: Cases, seed: int, number: int, result: Result) -> Failure | None:
+    try:
+        cases.settle()
+    except FaultError as error:
+        return Failure(cases.name, seed, number, str(error))
     gc.collect()
     result.blocks.append(sys.getallocatedblocks())
     result.resident.append(resident())
+    why = grows(result)
+    return Failure(cases.name, seed, number, why) if why else None
 
 
 def grows(result: Result) -> str:

@@ -14,6 +14,9 @@ from fuzz.wire import FaultError, Manner, Request, Seen, Table, play
 SMALL, MIDDLING = 64, 120
 """Bytes up to which an input is split at every place: always, and now and then."""
 
+REMEMBERED = 200
+"""Heads that are remembered across cases: few, so that they are often forgotten."""
+
 PROBE = b"PUT /probe HTTP/1.1\r\nHost: probe\r\nContent-Length: 5\r\n\r\nprobe"
 
 
@@ -34,7 +37,7 @@ class Front:
     name = "front"
 
     def __init__(self) -> None:
-        self.heads = Heads()
+        self.heads = Heads(REMEMBERED)
         self.outcomes: Counter[str] = Counter()
 
     def case(self, rng: Random) -> int:
@@ -69,9 +72,9 @@ class Front:
 
     def settle(self) -> None:
         """Forget what may be remembered, so that what is left can be measured."""
-        if len(self.heads) > 4096:
+        if len(self.heads) > REMEMBERED:
             raise FaultError(f"{len(self.heads)} heads are remembered")
-        self.heads = Heads()
+        self.heads = Heads(REMEMBERED)
 
 
 def splits(rng: Random, data: bytes) -> Iterator[tuple[int, ...]]:

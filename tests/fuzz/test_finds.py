@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -173,6 +174,17 @@ def reading_goes_on_while_an_upgrade_is_undecided(patch: Patch) -> None:
     patch.setattr(Connection, "_upgraded", patched)
 
 
+def reading_goes_on_while_requests_wait(patch: Patch) -> None:
+    resume = Connection.resume
+
+    def patched(self: Connection) -> None:
+        queue, self._queue = self._queue, deque()
+        resume(self)
+        self._queue = queue
+
+    patch.setattr(Connection, "resume", patched)
+
+
 def two_requests_are_served_at_once(patch: Patch) -> None:
     complete = Connection.on_headers_complete
 
@@ -217,12 +229,6 @@ def everything_is_remembered(patch: Patch) -> None:
     patch.setattr(Exchange, "__init__", _after(serve, lambda self, *args: kept.append(self)))
 
 
-def more_heads_are_remembered_than_may_be(patch: Patch) -> None:
-    patch.setattr(
-        Heads, "__init__", _after(Heads.__init__, lambda self, *a: setattr(self, "_most", 10**9))
-    )
-
-
 FRONT = (
     *(a_byte_is_lost_where_a_head_is_split, headers_stay_for_the_next_request),
     *(a_length_stays_for_the_next_request, it_goes_on_after_a_refusal),
@@ -233,7 +239,7 @@ FRONT = (
     *(what_follows_an_upgrade_that_was_not_granted_is_lost, two_requests_are_served_at_once),
     *(reading_goes_on_while_an_upgrade_is_undecided, a_connection_never_times_out),
     *(an_exception_escapes, heads_are_told_apart_by_their_targets_alone),
-    *(everything_is_remembered,),
+    *(everything_is_remembered, reading_goes_on_while_requests_wait),
 )
 
 
@@ -302,6 +308,14 @@ def test_a_callers_line_that_is_sent_on_is_found(name: str, monkeypatch: Patch) 
         kept = tuple(names - {name.encode()} for names in each.not_sent_on)
         monkeypatch.setattr(each, "not_sent_on", kept)
     assert run("rewriting", 1, 2000).failure is not None
+
+
+def test_heads_that_are_remembered_without_a_bound_are_found(monkeypatch: Patch) -> None:
+    made = Heads.__init__
+    monkeypatch.setattr(Heads, "__init__", lambda self, most=0: made(self, 10**9))
+    result = run("front", 1, COUNT)
+    assert result.failure is not None
+    assert "remembered" in result.failure.why
 
 
 def test_an_era_that_is_misjudged_is_found(monkeypatch: Patch) -> None:

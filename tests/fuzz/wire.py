@@ -58,6 +58,16 @@ class Loop:
                 raise FaultError("the loop never comes to rest")
 
 
+class NoSocket:
+    """What stands for a transport's socket: it has no options to tell of."""
+
+    def getsockopt(self, *args: int) -> bytes:
+        raise OSError("not a socket")
+
+    def setsockopt(self, *args: object) -> None:
+        pass
+
+
 class Transport:
     """Takes what is written, and says what was asked of it."""
 
@@ -71,7 +81,7 @@ class Transport:
         self._peer = peer
 
     def get_extra_info(self, name: str) -> object:
-        return (self._peer, 4711) if name == "peername" else None
+        return {"peername": (self._peer, 4711), "socket": NoSocket()}.get(name)
 
     def set_write_buffer_limits(self, high: int) -> None:
         pass
@@ -199,7 +209,10 @@ class _Serving:
         server, exchange, request = self._server, self._exchange, self._request
         exchange.on_gone = self._gone
         if server.greedy:
-            exchange.connection.resume()
+            connection = exchange.connection
+            connection.resume()
+            if connection._queue and not connection._paused_reading:
+                raise FaultError("more is read while requests that were read wait")
         if exchange.upgrade and server.tunnels:
             server.soon(self._switch)
         elif server.early:
