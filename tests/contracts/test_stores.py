@@ -11,13 +11,14 @@ import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 
 from cove.errors import CoveError
@@ -199,6 +200,53 @@ async def test_going_live_does_both_or_nothing(tmp_path: Path) -> None:
         assert await opened.versions() == [seen]
     finally:
         await opened.close()
+
+
+async def test_a_full_disk_changes_nothing_and_reads_go_on(tmp_path: Path) -> None:
+    opened = await open_store(tmp_path / "cove.db")
+    pages = (tmp_path / "cove.db").stat().st_size // 4096 + 8
+
+    @event.listens_for(opened._engine.sync_engine, "connect")
+    def full(connection: Any, record: object) -> None:
+        # The database's own way of having no room: what it says and does is the same.
+        connection.cursor().execute(f"PRAGMA max_page_count={pages}")
+
+    try:
+        kept = await opened.go_live(await opened.add_version(version()), Facts())
+        plan = replace(kept.plan, notes=("x" * 200_000,))
+        for _ in range(3):
+            with pytest.raises(CoveError) as refused:
+                await opened.add_version(version(plan=plan))
+            assert refused.value.code == "internal"
+            assert "cannot be written: database or disk is full" in refused.value.message
+            assert "make room" in refused.value.hint
+            assert await opened.versions() == [kept]
+            assert [f.live for f in await opened.functions()] == [1]
+        await opened.put_sessions([session()])
+    finally:
+        await opened.close()
+
+
+async def test_records_that_the_disk_lost_are_said_so(tmp_path: Path) -> None:
+    opened = await open_store(tmp_path / "cove.db")
+    try:
+        await opened.add_version(version())
+    finally:
+        await opened.close()
+    whole = (tmp_path / "cove.db").read_bytes()
+    (tmp_path / "cove.db").write_bytes(whole[:4096] + b"\xa5" * (len(whole) - 4096))
+
+    async def look() -> None:
+        again = await open_store(tmp_path / "cove.db")
+        try:
+            await again.versions()
+        finally:
+            await again.close()
+
+    with pytest.raises(CoveError) as refused:
+        await look()
+    assert "malformed" in refused.value.message
+    assert refused.value.hint
 
 
 async def test_live_moves_and_moves_again(store: Store) -> None:

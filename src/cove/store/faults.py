@@ -18,7 +18,7 @@ def unknown_version(function: str, number: int) -> CoveError:
     return CoveError(
         "not_found",
         f"there is no version {number} of {function!r}",
-        hint=f"`cove describe {function}` shows its versions",
+        hint=f"`cove versions {function}` shows them",
     )
 
 
@@ -44,3 +44,11 @@ def moved(function: str, number: int, state: VersionState) -> CoveError:
         f"version {number} of {function!r} is no longer {state}",
         hint="read it again and decide anew",
     )
+
+
+def broken(what: str, reason: str) -> CoveError:
+    if "full" in reason:
+        hint = "the disk of the data folder is full: make room, then try again; reading goes on"
+    else:
+        hint = "is the data folder there, writable, and on a local disk that works?"
+    return CoveError("internal", f"the records cannot be {what}: {reason}", hint=hint)

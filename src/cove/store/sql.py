@@ -6,15 +6,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
 from sqlalchemy import ColumnElement, Row, delete, func, insert, make_url, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cove.errors import CoveError
@@ -197,11 +197,26 @@ class SqlStore:
         await self._engine.dispose()
 
     async def _read(self, query: Any) -> Sequence[Row[Any]]:
-        async with self._engine.connect() as tx:
-            return (await tx.execute(query)).all()
+        with _said("read"):
+            async with self._engine.connect() as tx:
+                return (await tx.execute(query)).all()
 
-    def _write(self) -> AbstractAsyncContextManager[AsyncConnection]:
-        return self._writer.begin()
+    @asynccontextmanager
+    async def _write(self) -> AsyncIterator[AsyncConnection]:
+        with _said("written"):
+            async with self._writer.begin() as tx:
+                yield tx
+
+
+@contextmanager
+def _said(what: str) -> Iterator[None]:
+    """What the machine does to a database, in words; our own mistakes stay what they are."""
+    try:
+        yield
+    except DatabaseError as fault:
+        if type(fault) not in (DatabaseError, OperationalError):
+            raise
+        raise faults.broken(what, str(fault.orig)) from fault
 
 
 def _moved(version: Version, state: VersionState, facts: Facts | None, error: str) -> Version:
