@@ -217,9 +217,9 @@ async def test_a_full_disk_changes_nothing_and_reads_go_on(tmp_path: Path) -> No
         for _ in range(3):
             with pytest.raises(CoveError) as refused:
                 await opened.add_version(version(plan=plan))
-            assert refused.value.code == "internal"
-            assert "cannot be written: database or disk is full" in refused.value.message
-            assert "make room" in refused.value.hint
+            assert refused.value.code == "overloaded"
+            assert "is full" in refused.value.message
+            assert "free space" in refused.value.hint
             assert await opened.versions() == [kept]
             assert [f.live for f in await opened.functions()] == [1]
         await opened.put_sessions([session()])

@@ -1,7 +1,7 @@
 """The contract of a record store. tests/contracts/test_stores.py runs over every implementation.
 
 A store is durable when a call returns. State changes are compare-and-set. What the disk refuses
-is `CoveError("internal")` with its reason, and has changed nothing.
+is a `CoveError`, `overloaded` where it is full and else `internal`, and has changed nothing.
 """
 
 from __future__ import annotations

@@ -48,7 +48,14 @@ def moved(function: str, number: int, state: VersionState) -> CoveError:
 
 def broken(what: str, reason: str) -> CoveError:
     if "full" in reason:
-        hint = "the disk of the data folder is full: make room, then try again; reading goes on"
-    else:
-        hint = "is the data folder there, writable, and on a local disk that works?"
-    return CoveError("internal", f"the records cannot be {what}: {reason}", hint=hint)
+        return CoveError(
+            "overloaded",
+            "the disk that Cove keeps its data on is full",
+            hint="free space on the server's machine, then try again; what is deployed goes on "
+            "serving meanwhile",
+        )
+    return CoveError(
+        "internal",
+        f"the records cannot be {what}: {reason}",
+        hint="is the data folder there, writable, and on a local disk that works?",
+    )
