@@ -30,7 +30,7 @@ PATIENCE = 30.0
 
 @pytest.fixture
 async def logs(tmp_path: Path) -> AsyncIterator[Logs]:
-    made = Logs(tmp_path / "logs", size=64 * MIB, age=DAY)
+    made = Logs(tmp_path / "logs", size=64 * MIB, age=DAY, silence=3600)
     yield made
     await made.close()
 
@@ -306,6 +306,18 @@ async def test_running_writes_without_being_asked(logs: Logs, tmp_path: Path) ->
     running.cancel()
 
 
+async def test_what_is_no_record_is_passed_over(logs: Logs, tmp_path: Path) -> None:
+    """What a machine that lost power, or somebody with an editor, may leave."""
+    say(logs, "before")
+    await logs.flush()
+    (file,) = (tmp_path / "logs" / "weather").iterdir()
+    with file.open("ab") as end:
+        end.write(b'\0\0\0\n{"time": "20\n[]\nnull\n\n{}\n\xff\n')
+    say(logs, "after")
+    assert await texts(logs) == ["before", "after"]
+    assert await texts(logs, tail=2) == ["before", "after"]
+
+
 # Which are wanted.
 
 
@@ -358,7 +370,7 @@ async def test_a_tail_is_the_last_that_match(tmp_path: Path, tail: int) -> None:
 
 async def test_who_follows_misses_nothing_and_sees_nothing_twice(tmp_path: Path) -> None:
     """Files are begun and removed all the while, and another writes at the same time."""
-    logs = Logs(tmp_path, size=MIB, age=DAY)
+    logs = Logs(tmp_path, size=MIB, age=DAY, silence=3600)
     say(logs, "before 0")
     say(logs, "before 1")
     running = asyncio.create_task(logs.run())
@@ -480,6 +492,17 @@ async def test_a_new_function_shows_nothing_of_an_old_one_of_its_name(
     assert await texts(logs) == ["new"]
     assert follower.texts == ["old", "old and waiting"]
     assert [path.name for path in (tmp_path / "logs").iterdir()] == ["weather"]
+
+
+async def test_who_follows_an_old_function_sees_nothing_of_a_new_one(logs: Logs) -> None:
+    """Also one who was busy all the while that it went and another came."""
+    say(logs, "old")
+    records = logs.read("weather", ALL, follow=True)
+    assert [record["text"] for record in await anext(records)] == ["old"]
+    logs.forget("weather")
+    say(logs, "new")
+    await logs.flush()
+    assert [some async for some in records] == []
 
 
 async def test_a_forgotten_function_leaves_nothing(logs: Logs, tmp_path: Path) -> None:
