@@ -82,10 +82,15 @@ class Secrets:
         return _said(secret, named)
 
     async def remove(self, name: str, named: Naming) -> None:
-        """Forget a secret. `not_found`; `conflict` while a live version names it."""
+        """Forget a secret. `not_found`; `conflict` while a live version names it.
+
+        One that the key file does not open may go though it is named: it is of no use to anybody,
+        and in the way of setting it again.
+        """
         check_secret_name(name)
         async with self._changing:
-            if name in self._sealed and (functions := named(name)):
+            kept, functions = self._sealed.get(name), named(name)
+            if kept and functions and await asyncio.to_thread(self._opens, kept):
                 raise CoveError(
                     "conflict",
                     f"{name} is named by {', '.join(functions)}",
@@ -137,6 +142,13 @@ class Secrets:
             raise _wrong(self._file, [secret.name])
         self._key = key
         return value
+
+    def _opens(self, secret: SealedSecret) -> bool:
+        try:
+            key = _read(self._file, [secret.name])
+        except CoveError:
+            return False
+        return unseal(key, secret.name, secret.sealed) is not None
 
     def _right_key(self) -> bytes:
         """The file's key, if it opens all there is; a new one only where there is nothing yet."""
