@@ -90,7 +90,8 @@ class Secrets:
         check_secret_name(name)
         async with self._changing:
             kept, functions = self._sealed.get(name), named(name)
-            if kept and functions and await asyncio.to_thread(self._opens, kept):
+            of_use = kept is not None and await asyncio.to_thread(self._opens, kept)
+            if of_use and functions:
                 raise CoveError(
                     "conflict",
                     f"{name} is named by {', '.join(functions)}",
