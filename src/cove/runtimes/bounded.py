@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 # Layers are read by other ids than Cove's, whatever its umask is (uvloop takes no `umask`).
 _READABLE = ("/bin/sh", "-c", 'umask 022; exec "$@"', "sh")
@@ -38,6 +43,7 @@ async def run(argv: Sequence[str], env: Mapping[str, str], timeout: float) -> Fi
         # deployer's, and not one that anybody may leave in /tmp.
         cwd="/",
         start_new_session=True,
+        preexec_fn=_end_with_cove,
     )
     try:
         async with asyncio.timeout(timeout):
@@ -47,6 +53,12 @@ async def run(argv: Sequence[str], env: Mapping[str, str], timeout: float) -> Fi
     return Finished(
         process.returncode or 0, out.decode(errors="replace"), err.decode(errors="replace")
     )
+
+
+def _end_with_cove() -> None:
+    """In the new process: a build is nobody's once the Cove that waits for it is gone."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
