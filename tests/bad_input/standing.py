@@ -138,8 +138,8 @@ def standing(
 ) -> Iterator[Standing]:
     """A server in `folder` while the block runs, of which nothing is left afterwards."""
     cove = Tuned(folder, driver, settings=settings or {})
-    cove.start()
     try:
+        cove.start()
         yield Standing.at(cove)
         assert cove.stop() == 0, "\n".join(cove.log[-30:])
         until(lambda: not left_behind(cove.data), f"nothing is left: {left_behind(cove.data)}", 5)

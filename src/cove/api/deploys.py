@@ -23,6 +23,7 @@ from starlette.responses import Response, StreamingResponse
 
 from cove.api import upload
 from cove.api.control import Control
+from cove.api.disk import full
 from cove.api.replies import body, unexpected
 from cove.errors import CoveError
 
@@ -55,6 +56,10 @@ class Deploys:
             archive = await upload.receive(request, self._uploads, self._limit)
         except ClientDisconnect:
             return Response(status_code=499)
+        except OSError as fault:
+            if (known := full(fault)) is None:
+                raise
+            raise known from fault
         events: asyncio.Queue[Event] = asyncio.Queue()
         work = self._deploy(archive, name, fallback, events, request.state.request_id)
         task = asyncio.create_task(work)
@@ -102,9 +107,10 @@ class Deploys:
             )
             tell({"event": "error", **body(stopping)})
             raise
-        except Exception:
-            log.exception("deploy failed", request_id=request_id)
-            tell({"event": "error", **body(unexpected(request_id))})
+        except Exception as fault:
+            if (known := full(fault)) is None:
+                log.exception("deploy failed", request_id=request_id)
+            tell({"event": "error", **body(known or unexpected(request_id))})
         finally:
             upload.discard(archive)
 

@@ -36,7 +36,7 @@ def hold(data: Path) -> Iterator[None]:
                 f"another Cove runs on the data folder {data}{_whose(lock)}",
                 hint="stop it, or choose another folder with --data",
             ) from error
-        _sign(lock, data)
+        _sign(lock)
         yield
     finally:
         os.close(lock)
@@ -61,13 +61,10 @@ def configured(data: Path) -> OperatorConfig:
         ) from error
 
 
-def _sign(lock: int, data: Path) -> None:
-    """Our process id, for whoever finds the folder taken."""
-    try:
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, b"%d\n" % os.getpid(), 0)
-    except OSError as error:
-        raise _unusable(data, error) from error
+def _sign(lock: int) -> None:
+    """Our process id, for whoever finds the folder taken; where it was before, on a full disk."""
+    with contextlib.suppress(OSError):
+        os.pwrite(lock, b"%-20d\n" % os.getpid(), 0)
 
 
 def _whose(lock: int) -> str:
