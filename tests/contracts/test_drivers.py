@@ -9,8 +9,6 @@ import json
 import os
 import socket
 import sys
-import tempfile
-import time
 import uuid
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -101,7 +99,6 @@ class Rig:
         self.driver = driver
         self.mark = f"MARK={uuid.uuid4().hex}"
         self._folder = folder
-        self._since = time.time()
         self._open: list[Any] = []
 
     @property
@@ -171,16 +168,11 @@ class Rig:
             "processes": self.alive(),
             "mounts": [x for x in mountinfo() if str(self._folder) in x or "/run/cove" in x],
             "cgroups": [str(p) for p in Path("/sys/fs/cgroup").glob(f"**/{PARENT}/t-*")],
-            "homes": [p for p in Path(tempfile.gettempdir()).glob("cove-home-*") if self._made(p)],
-            "folders": sorted(str(p) for p in (self._folder / "state").glob("[br]u*/*")),
+            "folders": sorted(
+                str(p) for glob in ("*", "[br]u*/*") for p in (self._folder / "state").glob(glob)
+            ),
             "held": sorted(x for x in fds if x.startswith(("net:", "anon_inode:[pidfd]"))),
         }
-
-    def _made(self, home: Path) -> bool:
-        """Whether a home was made since this rig was: others may run drivers here too."""
-        with contextlib.suppress(FileNotFoundError):
-            return home.stat().st_ctime >= self._since
-        return False
 
     def close(self) -> None:
         for one in self._open:
@@ -207,7 +199,7 @@ async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[R
     serve.write_text("# stands for Cove's own serving program\n")
     driver: Driver
     if request.param == "process":
-        driver = ProcessDriver(serve)
+        driver = ProcessDriver(serve, tmp_path / "state")
     elif request.param == "fake":
         driver = FakeDriver()
     else:

@@ -304,12 +304,13 @@ async def test_code_closed_by_a_umask_is_readable_and_left_as_it_was(box: Box) -
         running, _ = await box.start(SLEEP)
     finally:
         os.umask(umask)
-    code = Path(running.launch.code)
+    (code,) = box.folder.glob(f"{running.id.removeprefix('t-')}")
     assert code.stat().st_mode & 0o777 == 0o700
     assert code.stat().st_uid == 0
-    assert str(box.folder) in Path("/proc/self/mountinfo").read_text()
+    layers = str(box.folder / "state" / "bundles" / running.id)
+    assert layers in Path("/proc/self/mountinfo").read_text()
     await running.stop(0.0)
-    assert str(box.folder) not in Path("/proc/self/mountinfo").read_text()
+    assert layers not in Path("/proc/self/mountinfo").read_text()
 
 
 async def test_code_that_cannot_be_shown_names_the_path_and_the_command(box: Box) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -24,7 +25,7 @@ WAIT = "import time; time.sleep(600)"
 
 @pytest.fixture
 async def driver(tmp_path: Path) -> AsyncIterator[ProcessDriver]:
-    made = ProcessDriver(tmp_path / "serve.py")
+    made = ProcessDriver(tmp_path / "serve.py", tmp_path / "state")
     yield made
     await made.close()
 
@@ -126,15 +127,16 @@ SERVE = "import os, socket; s = socket.create_server(('127.0.0.1', int(os.enviro
         "print('ready', flush=True); s.accept()"
 
 async def main():
-    driver = ProcessDriver(Path("serve.py"))
+    driver = ProcessDriver(Path("serve.py"), Path(sys.argv[1]) / "state")
     read, write = os.pipe()
     argv = (sys.executable, "-c", SERVE)
-    launch = Launch("t-1", "t", 1, argv, {}, 9000, "/tmp", None, None, Limits(), write)
+    launch = Launch("t-1", "t", 1, argv, {}, 9000, "/tmp", None, None, Limits(), write, write)
     running = await driver.start(launch)
     await asyncio.to_thread(os.read, read, 6)
     (await running.connect()).close()
     await running.stop(0)
-    print(os.getuid(), running.exited.done())
+    await driver.close()
+    print(os.getuid(), running.exited.done(), os.listdir(sys.argv[1]))
 
 asyncio.run(main())
 """
@@ -154,15 +156,21 @@ def test_it_works_for_an_ordinary_user(tmp_path: Path) -> None:
     source = Path(cove.__file__).parent.parent
     if version.stdout != "True\n" or not os.stat(source).st_mode & 0o001:
         pytest.skip("the system's Python is too old, or the checkout is closed to others")
-    said = subprocess.run(
-        ["/usr/bin/python3", "-c", AS_NOBODY],
-        env={"PYTHONPATH": str(source), "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=BOUND,
-        user=65534,
-        group=65534,
-        extra_groups=[],
-        cwd="/",
-    )
-    assert said.stdout == "65534 True\n", said.stderr
+    with tempfile.TemporaryDirectory() as theirs:
+        os.chown(theirs, 65534, 65534)
+        said = subprocess.run(
+            ["/usr/bin/python3", "-c", AS_NOBODY, theirs],
+            env={
+                "PYTHONPATH": str(source),
+                "PATH": "/usr/bin:/bin",
+                "PYTHONDONTWRITEBYTECODE": "1",
+            },
+            capture_output=True,
+            text=True,
+            timeout=BOUND,
+            user=65534,
+            group=65534,
+            extra_groups=[],
+            cwd="/",
+        )
+    assert said.stdout == "65534 True []\n", said.stderr

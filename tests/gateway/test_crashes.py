@@ -32,7 +32,8 @@ while True:
 
 @pytest.fixture
 async def pool(world: World, tmp_path: Path) -> AsyncIterator[Pool]:
-    driver = ProcessDriver(Path(runtimes.__file__).parent / "serve.py")
+    serve = Path(runtimes.__file__).parent / "serve.py"
+    driver = ProcessDriver(serve, tmp_path / "state")
     world.supervisor._drivers = {"process": driver}
     pool = world.function()
     plan = Plan((sys.executable, "-c", DIES), {}, str(tmp_path), None, None)

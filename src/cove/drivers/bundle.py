@@ -8,86 +8,120 @@ import os
 import platform
 import resource
 import shutil
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from cove.drivers.base import Launch
+from cove.drivers.ground import CGROUP_PATIENCE, Ground
 from cove.drivers.placeholders import filled
-from cove.sandbox.cgroup import Cgroup, Hierarchies
-from cove.sandbox.idmap import unmount
-from cove.sandbox.layers import Layers
+from cove.drivers.record import Record
+from cove.sandbox.mounts import unmount
 from cove.sandbox.netns import NetworkNamespace
 from cove.sandbox.oci import oci_config
-from cove.sandbox.rootfs import Skeleton, build, reachable, survey
-from cove.sandbox.spec import APP, DEPS, HOME, SERVE, TMP, USER, Bind, Sandbox
+from cove.sandbox.rootfs import Skeleton, build, survey
+from cove.sandbox.spec import (
+    APP,
+    DEPS,
+    GID,
+    HOME,
+    SECRETS,
+    SERVE,
+    TMP,
+    UID,
+    USER,
+    Bind,
+    Sandbox,
+)
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 OPEN_FILES = 65536
 OOM_SCORE_ABOVE_OURS = 100  # on a full host an instance goes before Cove does
 
 
-@dataclass(frozen=True, slots=True)
-class Ground:
-    """What all bundles of a driver stand on."""
-
-    state: Path
-    roots: Path
-    serve: Path | None
-    cgroup_parent: str
-    host: Hierarchies
-    limit_swap: bool
-    layers: Layers
-
-
 class Bundle:
-    """One container's folder, network namespace, mounts and ids."""
+    """One container's folder, control group, network namespace, mounts and ids."""
 
-    def __init__(self, ground: Ground, launch: Launch, first_id: int) -> None:
-        """Names everything, makes nothing."""
-        self.folder = ground.state / "bundles" / launch.id
-        self.cgroup: Cgroup = ground.host.group(f"{ground.cgroup_parent}/{launch.id}")
-        self.first_id = first_id
-        self.netns: NetworkNamespace | None = None
+    def __init__(
+        self,
+        ground: Ground,
+        record: Record,
+        *,
+        netns: NetworkNamespace | None = None,
+        mounted: Sequence[str] = (),
+    ) -> None:
+        """Names everything, makes nothing. Of one that stands already, what has been made."""
+        self.record = record
+        self.folder = ground.bundles / record.id
+        self.cgroup = ground.cgroup(record.id)
+        self.netns = netns
         self._ground = ground
-        self._launch = launch
-        self._mounted: list[str] = []
+        self._mounted = list(mounted)
 
     def __repr__(self) -> str:
-        return f"<Bundle {self._launch.id} ids {self.first_id:#x}>"
+        return f"<Bundle {self.record.id} ids {self.record.first_id:#x}>"
 
-    def make(self) -> None:
+    def make(self, launch: Launch) -> None:
         """Make all of it, or raise and leave what was made to `remove`. Blocks."""
-        self.folder.mkdir(parents=True, mode=0o700)
-        skeleton = self._survey()
+        self.folder.mkdir(mode=0o700)
+        self.record.write(self.folder)
+        skeleton = self._survey(launch)
         root = self._ground.roots / skeleton.digest
         build(skeleton, str(root))
         self.netns = NetworkNamespace()
         binds = self._ground.layers.open_up(
-            skeleton.binds, str(self.folder / "layers"), self.first_id, self._mounted
+            skeleton.binds, str(self.folder / "layers"), self.record.first_id, self._mounted
         )
-        config = oci_config(self._sandbox(str(root), binds, self.netns.path))
+        binds += self._secrets(launch.secrets)
+        config = oci_config(self._sandbox(launch, str(root), binds, self.netns.path))
         (self.folder / "config.json").write_text(json.dumps(config))
 
-    def remove(self) -> None:
-        """Take all of it away. The container must be gone. Blocks; idempotent."""
+    def begun(self, pid: int, started: int, boot: str) -> None:
+        """Its first process runs: from now on it is whole, and a later driver may adopt it."""
+        self.record = replace(self.record, pid=pid, started=started, boot=boot)
+        self.record.write(self.folder)
+
+    def let_go(self) -> None:
+        """Keep nothing of it open; it stands."""
         if self.netns is not None:
             self.netns.close()
+
+    def remove(self) -> None:
+        """End what is left in it, and take all of it away. Blocks; idempotent."""
+        self.cgroup.kill(CGROUP_PATIENCE)
+        self.cgroup.remove(CGROUP_PATIENCE)
+        self.let_go()
         while self._mounted:
             unmount(self._mounted.pop())
-        shutil.rmtree(self.folder, ignore_errors=True)
+        # The runtime has been told to forget it; one that is not installed any more cannot.
+        for folder in (self._ground.runtime / self.record.id, self.folder):
+            shutil.rmtree(folder, ignore_errors=True)
 
-    def _survey(self) -> Skeleton:
-        python = self._launch.interpreter
+    def _survey(self, launch: Launch) -> Skeleton:
+        python, serve = launch.interpreter, self._ground.serve
         return survey(
-            code=self._launch.code,
-            deps=self._launch.deps,
-            serve=str(self._ground.serve) if self._ground.serve else None,
+            code=launch.code,
+            deps=launch.deps,
+            serve=str(serve) if serve else None,
             executable=python.executable if python else None,
             prefix=python.prefix if python else None,
         )
 
-    def _sandbox(self, root: str, binds: tuple[Bind, ...], netns: str) -> Sandbox:
-        launch = self._launch
+    def _secrets(self, secrets: Mapping[str, str]) -> tuple[Bind, ...]:
+        """Files that the sandbox's user may read, and nobody else."""
+        if not secrets:
+            return ()
+        folder = self.folder / "secrets"
+        folder.mkdir(mode=0o500)
+        user, group = self.record.first_id + UID, self.record.first_id + GID
+        for name, value in secrets.items():
+            assert "/" not in name
+            with open(folder / name, "x", opener=_private) as file:
+                file.write(value)
+            os.chown(folder / name, user, group)
+        os.chown(folder, user, group)
+        return (Bind(str(folder), SECRETS),)
+
+    def _sandbox(self, launch: Launch, root: str, binds: tuple[Bind, ...], netns: str) -> Sandbox:
         argv, env = filled(
             launch,
             app=APP,
@@ -100,7 +134,7 @@ class Bundle:
             env=environment(env, launch.port),
             root=root,
             binds=binds,
-            first_id=self.first_id,
+            first_id=self.record.first_id,
             netns=netns,
             cgroup=f"/{self.cgroup.path}",
             memory=launch.limits.memory,
@@ -111,6 +145,10 @@ class Bundle:
             oom_score=_oom_score(),
             machine=platform.machine(),
         )
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o400)
 
 
 def environment(wanted: dict[str, str], port: int) -> dict[str, str]:
@@ -142,19 +180,3 @@ def _oom_score() -> int:
     with contextlib.suppress(OSError, ValueError), open("/proc/self/oom_score_adj") as f:
         return min(int(f.read()) + OOM_SCORE_ABOVE_OURS, 1000)
     return OOM_SCORE_ABOVE_OURS
-
-
-def roots_for(state: Path) -> Path:
-    """The folder for skeletons, which ids other than root must be able to walk down to.
-
-    Below `state`, or below /run where some folder above `state` is closed to them. Made here.
-    """
-    if reachable(str(state)):
-        ways = [state / "roots"]
-    else:
-        info = os.stat(state)
-        ways = [Path("/run/cove"), Path("/run/cove") / f"{info.st_dev:x}-{info.st_ino:x}"]
-    for way in ways:
-        way.mkdir(exist_ok=True)
-        way.chmod(0o711)
-    return ways[-1]

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from cove.clock import now
 from cove.drivers.base import Exit
-from cove.drivers.procfs import Process, processes
+from cove.drivers.procfs import Process, process, processes
 
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -40,14 +40,21 @@ def become_subreaper() -> bool:
     return bool(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
 
 
-def exit_of(pidfd: int) -> Exit:
-    """How a process that has ended did so. Asks the parent's way first, then the pidfd's own."""
+def exit_of(pidfd: int, pid: int = 0, started: int = 0) -> Exit:
+    """How a process that has ended did so; a child is buried.
+
+    Of somebody else's child its stat line tells until its parent looks (`pid` and `started` say
+    which), its pidfd from then on, where the kernel can: it is never between the two.
+    """
     with contextlib.suppress(ChildProcessError):
         info = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
         if info is not None:
             if info.si_code == os.CLD_EXITED:
                 return Exit(code=info.si_status)
             return Exit(signal=info.si_status)
+    found = process(pid) if pid else None
+    if found is not None and found.state in "ZX" and found.started == started:
+        return from_status(found.status)
     request = _PIDFD_INFO.pack(PIDFD_INFO_EXIT, *([0] * 13))
     with contextlib.suppress(OSError):
         answer = _PIDFD_INFO.unpack(fcntl.ioctl(pidfd, PIDFD_GET_INFO, request))

@@ -60,40 +60,71 @@ async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> bytes:
     return body
 
 
+class _Server:
+    """What of an instance outlives a driver: the socket that listens, and who talks to it."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+        self.calls: set[asyncio.Task[None]] = set()
+        self.ended = False
+        self._listening: asyncio.Server | None = None
+
+    async def listen(self, launch: Launch) -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await self._serve(launch, reader, writer)
+
+        self._listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+
+    async def _serve(
+        self, launch: Launch, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.calls.add(task)
+        try:
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                await self.app(launch, reader, writer)
+        except asyncio.CancelledError:
+            pass  # the instance was stopped: its connections end with it
+        finally:
+            self.calls.discard(task)
+            writer.transport.abort() if self.ended else writer.close()
+
+    def ports(self) -> list[int]:
+        if self.ended or self._listening is None:
+            return []
+        return [int(one.getsockname()[1]) for one in self._listening.sockets]
+
+    def end(self) -> None:
+        """Listen no more. Who talks to it is for `cut`, once the end is known."""
+        self.ended = True
+        if self._listening is not None:
+            self._listening.close()
+
+    def cut(self) -> None:
+        for call in self.calls:
+            call.cancel()
+
+
 class FakeRunning:
     """An instance that is a listening socket of this process."""
 
-    def __init__(self, launch: Launch, app: App, running: dict[str, FakeRunning]) -> None:
-        """Takes itself out of `running` when it ends."""
+    def __init__(self, launch: Launch, server: _Server, world: dict[str, FakeRunning]) -> None:
+        """Takes itself out of `world` when it ends."""
         self.id, self.function, self.version = launch.id, launch.function, launch.version
         self.pid = os.getpid()
         self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self.launch = launch
         self.throttled = False
-        self._app = app
-        self._running = running
-        self._server: asyncio.Server | None = None
-        self._calls: set[asyncio.Task[None]] = set()
+        self._server = server
+        self._world = world
 
     def __repr__(self) -> str:
         return f"<FakeRunning {self.launch.id} {self.ports()}>"
 
-    async def listen(self) -> None:
-        """Open its port. Called by the driver."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._calls.add(task)
-        try:
-            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-                await self._app(self.launch, reader, writer)
-        except asyncio.CancelledError:
-            pass  # the instance was stopped: its connections end with it
-        finally:
-            self._calls.discard(task)
-            writer.transport.abort() if self.exited.done() else writer.close()
+    def adopted(self) -> FakeRunning:
+        """The same instance for another driver; nothing more is heard of it here."""
+        return FakeRunning(self.launch, self._server, self._world)
 
     async def connect(self) -> socket.socket:
         if not self.ports():
@@ -111,8 +142,8 @@ class FakeRunning:
 
     async def stop(self, grace: float) -> Exit:
         if not self.exited.done():
-            if grace > 0 and self._calls:
-                await asyncio.wait(set(self._calls), timeout=grace)
+            if grace > 0 and self._server.calls:
+                await asyncio.wait(set(self._server.calls), timeout=grace)
             self.crash(0)
         return await asyncio.shield(self.exited)
 
@@ -120,12 +151,10 @@ class FakeRunning:
         """End with an exit code, at once, cutting its connections. Idempotent."""
         if self.exited.done():
             return
-        if self._server is not None:
-            self._server.close()
-        self._running.pop(self.launch.id, None)
+        self._server.end()
+        self._world.pop(self.launch.id, None)
         self.exited.set_result(Exit(code=code))
-        for call in self._calls:
-            call.cancel()
+        self._server.cut()
 
     def throttle(self) -> None:
         self.throttled = True
@@ -134,26 +163,28 @@ class FakeRunning:
         return Usage(0.0, 0)
 
     def ports(self) -> list[int]:
-        if self.exited.done() or self._server is None:
-            return []
-        return [int(one.getsockname()[1]) for one in self._server.sockets]
+        return self._server.ports()
 
 
 class FakeDriver:
     """Starts in-process servers.
 
     `fail_start`, when set, is raised by every start; `start_delay` is how many seconds each
-    takes; `running` holds what runs, by instance id; `started` every launch so far.
+    takes; `running` holds what runs, by instance id; `started` every launch so far. Drivers
+    given the same `world` have `running` in common: one adopts what another has left there, be
+    it closed or forgotten.
     """
 
     name = "fake"
     isolation: Isolation = "process"
 
-    def __init__(self, app: App | None = None) -> None:
+    def __init__(
+        self, app: App | None = None, *, world: dict[str, FakeRunning] | None = None
+    ) -> None:
         self.app: App = app or echo
         self.fail_start: CoveError | None = None
         self.start_delay = 0.0
-        self.running: dict[str, FakeRunning] = {}
+        self.running: dict[str, FakeRunning] = {} if world is None else world
         self.started: list[Launch] = []
         self._starts = Starts()
 
@@ -168,15 +199,18 @@ class FakeDriver:
             await asyncio.sleep(self.start_delay)
         if self.fail_start is not None:
             raise self.fail_start
-        running = FakeRunning(launch, self.app, self.running)
-        await running.listen()
+        server = _Server(self.app)
+        await server.listen(launch)
+        running = FakeRunning(launch, server, self.running)
         self.started.append(launch)
         self.running[launch.id] = running
         return running
 
     async def adopt(self) -> Sequence[FakeRunning]:
-        return []
+        self.running.update({ident: one.adopted() for ident, one in self.running.items()})
+        return list(self.running.values())
 
     async def close(self, *, keep: bool = False) -> None:
         await self._starts.settled()
-        await asyncio.gather(*(one.stop(0.0) for one in list(self.running.values())))
+        if not keep:
+            await asyncio.gather(*(one.stop(0.0) for one in list(self.running.values())))

@@ -4,108 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import shutil
-import signal
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from cove.drivers.base import Exit, Launch, Usage
-from cove.drivers.bundle import Bundle, Ground, roots_for
-from cove.drivers.exits import Orphans, become_subreaper, exit_of
-from cove.drivers.loopback import dial, only_other
-from cove.drivers.procfs import catches, listeners, users
+from cove.drivers.base import Exit, Launch
+from cove.drivers.bundle import Bundle
+from cove.drivers.container import OciRunning
+from cove.drivers.exits import Orphans, become_subreaper
+from cove.drivers.ground import CGROUP_PATIENCE, Ground
+from cove.drivers.held import hold
+from cove.drivers.leftovers import leftovers
+from cove.drivers.procfs import users
+from cove.drivers.record import Record, boot_id
 from cove.drivers.runtime import Runtime
 from cove.drivers.whole import Starts
 from cove.errors import CoveError
 from cove.model import Isolation
-from cove.sandbox.cgroup import host_hierarchies
 from cove.sandbox.ids import IdRanges
-from cove.sandbox.layers import Layers
-
-CGROUP_PATIENCE = 2.0  # seconds for the kernel to let go of an empty cgroup
-
-
-class OciRunning:
-    """A container that was started, until its exit."""
-
-    def __init__(self, driver: OciDriver, launch: Launch, bundle: Bundle, pid: int) -> None:
-        self.id, self.function, self.version = launch.id, launch.function, launch.version
-        self.pid = pid
-        self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
-        self.launch = launch
-        self.bundle = bundle
-        self._driver = driver
-        self._ended = asyncio.Event()
-        self._stopping = False
-        self._pidfd = os.pidfd_open(pid)
-        asyncio.get_running_loop().add_reader(self._pidfd, self._on_end)
-
-    def __repr__(self) -> str:
-        return f"<OciRunning {self.launch.id} pid {self.pid}>"
-
-    async def connect(self) -> socket.socket:
-        made = await self._dial(self.launch.port)
-        if made is None and (other := self._other()) is not None:
-            made = await self._dial(other)
-        if made is None:
-            raise ConnectionRefusedError(f"{self.launch.id} does not listen")
-        return made
-
-    def _other(self) -> int | None:
-        if self._ended.is_set():
-            return None
-        return only_other((one.port for one in listeners(self.pid)), self.launch.port)
-
-    async def _dial(self, port: int) -> socket.socket | None:
-        netns = self.bundle.netns
-        if self._ended.is_set() or netns is None:
-            return None
-        return await dial(netns.socket, port)
-
-    async def stop(self, grace: float) -> Exit:
-        self._stopping = True
-        # The first process of a pid namespace does not even see a SIGTERM it has no handler for.
-        if grace > 0 and catches(self.pid, signal.SIGTERM):
-            self._signal(signal.SIGTERM)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), grace)
-        self._signal(signal.SIGKILL)
-        return await asyncio.shield(self.exited)
-
-    def throttle(self) -> None:
-        self.bundle.cgroup.throttle(self.launch.limits.cpu)
-
-    def usage(self) -> Usage:
-        if self.exited.done():
-            return Usage(0.0, 0)
-        cgroup = self.bundle.cgroup
-        return Usage(cgroup.cpu_seconds(), cgroup.memory_bytes())
-
-    def ports(self) -> list[int]:
-        if self._ended.is_set():
-            return []
-        return sorted({listener.port for listener in listeners(self.pid)})
-
-    def _signal(self, number: signal.Signals) -> None:
-        if not self._ended.is_set():
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, number)
-
-    def _on_end(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._pidfd)
-        self._ended.set()
-        how = exit_of(self._pidfd)
-        os.close(self._pidfd)
-        self._driver.ended(self, self._judged(how))
-
-    def _judged(self, how: Exit) -> Exit:
-        """The kernel says only that it killed something; it counts if the instance failed by it."""
-        failed = how.signal is not None or how.code != 0
-        if failed and not self._stopping and self.bundle.cgroup.oom_kills():
-            return Exit(code=how.code, signal=how.signal, oom=True)
-        return how
 
 
 class OciDriver:
@@ -117,19 +32,14 @@ class OciDriver:
     def __init__(
         self, runtime: Runtime, state: Path, serve: Path | None, cgroup_parent: str
     ) -> None:
-        """`state` is a folder of the driver's own; `cgroup_parent` a name in each hierarchy."""
-        state.mkdir(parents=True, exist_ok=True)
-        host = host_hierarchies()
+        """`state` is a folder of the driver's own, on which it mounts a tmpfs; `cgroup_parent`
+        a name in each hierarchy. `CoveError("isolation_unavailable")` where it cannot mount.
+        """
         self.runtime = runtime
-        self._ground = Ground(
-            state=state,
-            roots=roots_for(state),
-            serve=serve,
-            cgroup_parent=cgroup_parent.strip("/"),
-            host=host,
-            limit_swap=host.limits_swap(),
-            layers=Layers(),
-        )
+        self._ground = Ground(state, serve, cgroup_parent)
+        # What an earlier driver has left is not this one's to remove before it has looked at it.
+        self._owns = not self._ground.found
+        self._boot = boot_id()
         self._ids = IdRanges()
         self._names: set[str] = set()
         self._running: dict[str, OciRunning] = {}
@@ -148,78 +58,98 @@ class OciDriver:
     async def _start(self, launch: Launch) -> OciRunning:
         if launch.id in self._names:
             raise CoveError("start_failed", f"an instance {launch.id} runs already")
-        bundle = Bundle(self._ground, launch, self._ids.take(users()))
+        first_id = self._ids.take(users())
+        bundle = Bundle(self._ground, Record.of(launch, port=launch.port, first_id=first_id))
         self._names.add(launch.id)
         try:
-            await asyncio.to_thread(bundle.make)
-            pid = await self.runtime.run(
-                launch.id,
-                root=self._runtime_root,
-                bundle=bundle.folder,
-                stdout=launch.stdout,
-                stderr=launch.stderr,
-            )
-            running = OciRunning(self, launch, bundle, pid)
+            pid = await self._run(bundle, launch)
+            running = self._watch(bundle, pid, hold(pid))
         except OSError as e:
-            await self._remove(launch.id, bundle)
-            raise CoveError("start_failed", f"{launch.id} could not be started: {e}") from e
+            await self._remove(bundle)
+            raise _failed(launch, e) from e
         except BaseException:
-            await self._remove(launch.id, bundle)
+            await self._remove(bundle)
             raise
-        self._running[launch.id] = running
+        try:
+            bundle.begun(pid, running.held.started, self._boot)
+        except OSError as e:
+            await running.stop(0.0)
+            raise _failed(launch, e) from e
         return running
 
-    def ended(self, running: OciRunning, how: Exit) -> None:
-        """Called by an instance whose first process has ended: removes what is left of it."""
+    async def _run(self, bundle: Bundle, launch: Launch) -> int:
+        await asyncio.to_thread(bundle.make, launch)
+        return await self.runtime.run(
+            launch.id,
+            root=self._ground.runtime,
+            bundle=bundle.folder,
+            stdout=launch.stdout,
+            stderr=launch.stderr,
+        )
+
+    def _watch(self, bundle: Bundle, pid: int, pidfd: int) -> OciRunning:
+        running = OciRunning(bundle, pid, pidfd, self._ended)
+        self._running[running.id] = running
+        return running
+
+    def _ended(self, running: OciRunning, how: Exit) -> None:
         task = asyncio.ensure_future(self._finish(running, how))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
     async def _finish(self, running: OciRunning, how: Exit) -> None:
         try:
-            await self._remove(running.launch.id, running.bundle)
+            await self._remove(running.bundle)
         finally:
-            self._running.pop(running.launch.id, None)
+            self._running.pop(running.id, None)
             if not running.exited.done():
                 running.exited.set_result(how)
 
-    async def _remove(self, container: str, bundle: Bundle) -> None:
+    async def _remove(self, bundle: Bundle) -> None:
         try:
-            with contextlib.suppress(OSError):
-                await self.runtime.delete(container, root=self._runtime_root)
-            await asyncio.to_thread(_sweep, bundle)
+            await self._delete(bundle)
         finally:
-            self._ids.free(bundle.first_id)
-            self._names.discard(container)
+            self._ids.free(bundle.record.first_id)
+            self._names.discard(bundle.record.id)
+
+    async def _delete(self, bundle: Bundle) -> None:
+        if (self._ground.runtime / bundle.record.id).exists():
+            with contextlib.suppress(OSError):
+                await self.runtime.delete(bundle.record.id, root=self._ground.runtime)
+        await asyncio.to_thread(bundle.remove)
 
     async def adopt(self) -> Sequence[OciRunning]:
-        return []
+        self._orphans.start()
+        left = await asyncio.to_thread(leftovers, self._ground)
+        for one in left.whole:
+            self._ids.hold(one.bundle.record.first_id)
+            self._names.add(one.bundle.record.id)
+            self._watch(one.bundle, one.bundle.record.pid, one.pidfd)
+        self._owns = True
+        adopted = list(self._running.values())
+        await asyncio.gather(*(self._clean(bundle) for bundle in left.remains))
+        return adopted
+
+    async def _clean(self, bundle: Bundle) -> None:
+        # First what runs: a runtime waits long for what it finds alive, and for ever if frozen.
+        await asyncio.to_thread(bundle.cgroup.kill, CGROUP_PATIENCE)
+        await self._delete(bundle)
 
     async def close(self, *, keep: bool = False) -> None:
         await self._starts.settled()
+        kept = [one for one in self._running.values() if keep and not one.stopping]
+        for one in kept:
+            one.let_go()
+            del self._running[one.id]
         await asyncio.gather(*(one.stop(0.0) for one in list(self._running.values())))
         while self._ending:
             await asyncio.wait(self._ending)
         self._orphans.stop()
-        await asyncio.to_thread(self._leave)
-
-    def _leave(self) -> None:
-        self._ground.host.group(self._ground.cgroup_parent).remove(CGROUP_PATIENCE)
-        for folder in (self._runtime_root, self._ground.roots, self._ground.state / "bundles"):
-            shutil.rmtree(folder, ignore_errors=True)
-        for empty in (self._ground.roots.parent, self._ground.state):
-            with contextlib.suppress(OSError):
-                empty.rmdir()
-
-    @property
-    def _runtime_root(self) -> Path:
-        return self._ground.state / "runtime"
+        if kept:
+            self._owns = False
+        elif self._owns:
+            await asyncio.to_thread(self._ground.leave)
 
 
-def _sweep(bundle: Bundle) -> None:
-    """What a runtime may have left: processes it lost track of, cgroups, then our own things."""
-    for pid in bundle.cgroup.pids():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    bundle.cgroup.remove(CGROUP_PATIENCE)
-    bundle.remove()
+def _failed(launch: Launch, error: OSError) -> CoveError:
+    return CoveError("start_failed", f"{launch.id} could not be started: {error}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import os
 import platform
 import shutil
@@ -19,6 +21,7 @@ from cove.sandbox.cgroup import host_hierarchies
 from cove.sandbox.seccomp import ARCHITECTURES
 
 CANDIDATES = ("crun", "runc")
+PREFIX = "cove-probe-"
 PATIENCE = 20.0
 WELL = 42
 
@@ -47,7 +50,8 @@ AMISS = {
 async def probe(state: Path) -> tuple[Runtime | None, list[Check]]:
     """The first of crun and runc that runs a container with every wall, and a line on each.
 
-    `state` is a folder that the probe may use and leaves as it found it.
+    `state` is a folder that the probe may use and leaves as it found it; what probes that were
+    killed have left there is removed.
     """
     if os.geteuid() != 0:
         lack = "Cove runs as an ordinary user; containers need root"
@@ -87,22 +91,68 @@ def _version(path: str) -> str:
 
 async def _try(runtime: Runtime, state: Path) -> str | None:
     """Run one container with it, as instances will be; what went wrong, if anything."""
-    os.makedirs(state, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="probe-", dir=state) as folder:
-        code = os.path.join(folder, "app")
-        os.mkdir(code)
-        driver: OciDriver | None = None
+    for left, lock in _left(state):
         try:
-            parent = f"cove-{os.path.basename(folder)}"
-            driver = OciDriver(runtime, Path(folder, "state"), None, parent)
-            return await asyncio.wait_for(_look(driver, code), PATIENCE)
-        except CoveError as e:
-            return e.lines[-1] if e.lines else e.message
-        except (OSError, KeyError) as e:
-            return f"{type(e).__name__}: {e}"
+            await _clear(runtime, left)
         finally:
-            if driver is not None:
-                await driver.close()
+            os.close(lock)
+    folder, lock = _folder(state)
+    driver: OciDriver | None = None
+    try:
+        code = folder / "app"
+        code.mkdir()
+        driver = _driver(runtime, folder)
+        return await asyncio.wait_for(_look(driver, str(code)), PATIENCE)
+    except CoveError as e:
+        return e.lines[-1] if e.lines else e.message
+    except (OSError, KeyError) as e:
+        return f"{type(e).__name__}: {e}"
+    finally:
+        if driver is not None:
+            await driver.close()
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _driver(runtime: Runtime, folder: Path) -> OciDriver:
+    return OciDriver(runtime, folder / "state", None, folder.name)
+
+
+def _left(state: Path) -> list[tuple[Path, int]]:
+    """Folders of probes that were killed, each with its lock."""
+    found = ((folder, _locked(folder)) for folder in state.glob(f"{PREFIX}*"))
+    return [(folder, lock) for folder, lock in found if lock is not None]
+
+
+def _folder(state: Path) -> tuple[Path, int]:
+    """A folder for one probe, and the lock that shows that it is at work."""
+    state.mkdir(parents=True, exist_ok=True)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=state))
+        lock = _locked(folder)
+        if lock is not None:
+            return folder, lock
+
+
+def _locked(folder: Path) -> int | None:
+    """The lock of a probe's folder; None where it is not ours, is gone, or its probe works."""
+    with contextlib.suppress(OSError):
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock).st_uid == os.geteuid() and folder.exists():
+                return lock
+        os.close(lock)
+    return None
+
+
+async def _clear(runtime: Runtime, folder: Path) -> None:
+    """Remove what a probe that was killed has left: it may even still run."""
+    with contextlib.suppress(CoveError):
+        driver = _driver(runtime, folder)
+        await driver.adopt()
+        await driver.close()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _look(driver: OciDriver, code: str) -> str | None:

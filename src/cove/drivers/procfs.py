@@ -14,7 +14,10 @@ MAX_LISTENERS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One line of /proc/PID/stat. `started` in clock ticks since boot tells reused ids apart."""
+    """One line of /proc/PID/stat. `started` in clock ticks since boot tells reused ids apart.
+
+    `status` is the wait(2) status of one that is dead and not buried, where we may know.
+    """
 
     pid: int
     state: str
@@ -24,6 +27,7 @@ class Process:
     cpu: float
     started: int
     memory: int
+    status: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ def parse_stat(text: str) -> Process:
         cpu=(int(fields[11]) + int(fields[12])) / ticks,
         started=int(fields[19]),
         memory=int(fields[21]) * os.sysconf("SC_PAGE_SIZE"),
+        status=int(fields[49]),
     )
 
 
@@ -56,8 +61,56 @@ def processes() -> Iterator[Process]:
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir("/proc"):
             if name.isdigit():
-                with contextlib.suppress(OSError), open(f"/proc/{name}/stat") as f:
-                    yield parse_stat(f.read())
+                found = process(int(name))
+                if found is not None:
+                    yield found
+
+
+def process(pid: int) -> Process | None:
+    """The process of this number, a zombie too; None if there is none, or no /proc."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as f:
+        return parse_stat(f.read())
+    return None
+
+
+def pid_inside(pid: int) -> int:
+    """What a process is called in the innermost pid namespace that it is in; 0 for none."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status") as f:
+        for line in f:
+            if line.startswith("NSpid:"):
+                return int(line.split()[-1])
+    return 0
+
+
+def first_id(pid: int) -> int:
+    """The host's id for user 0 of a process's user namespace; -1 if it cannot be told."""
+    with contextlib.suppress(OSError, ValueError), open(f"/proc/{pid}/uid_map") as f:
+        inside, outside, _ = f.readline().split()
+        if int(inside) == 0:
+            return int(outside)
+    return -1
+
+
+def words(pid: int) -> list[str]:
+    """A process's command line; empty for one that is gone, or dead."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as f:
+        return os.fsdecode(f.read()).split("\0")[:-1]
+    return []
+
+
+def home_of(pid: int) -> str | None:
+    """HOME in the environment that a process was started with, empty if there was none in it.
+
+    None where it is not to be seen: some programs write a title over their environment.
+    """
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as f:
+        pairs = f.read().split(b"\0")[:-1]
+        for pair in pairs:
+            if pair.startswith(b"HOME="):
+                return os.fsdecode(pair[5:])
+        if all(b"=" in pair for pair in pairs):
+            return ""
+    return None
 
 
 def users() -> set[int]:

@@ -8,10 +8,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from cove.sandbox.mounts import parse_mounts
 
 PERIOD = 100_000  # microseconds over which a CPU quota is counted, the kernel's default
 SMALLEST_QUOTA = 1_000  # the kernel's least
@@ -54,16 +57,13 @@ def hierarchies(mountinfo: str) -> Hierarchies:
     """Read from the text of /proc/self/mountinfo (proc(5))."""
     v1: dict[str, str] = {}
     v2: str | None = None
-    for line in mountinfo.splitlines():
-        before, _, after = line.partition(" - ")
-        kind = after.split(" ")
-        target = before.split(" ")[4]
-        if kind[0] == "cgroup2" and v2 is None:
-            v2 = target
-        elif kind[0] == "cgroup":
-            for option in kind[2].split(","):
+    for one in parse_mounts(mountinfo):
+        if one.kind == "cgroup2" and v2 is None:
+            v2 = one.target
+        elif one.kind == "cgroup":
+            for option in one.options:
                 if option not in ("rw", "ro", "xattr"):
-                    v1.setdefault(option.removeprefix("name="), target)
+                    v1.setdefault(option.removeprefix("name="), one.target)
     return Hierarchies(v1, v2)
 
 
@@ -128,12 +128,55 @@ class Cgroup:
         )
 
     def pids(self) -> list[int]:
-        """Its processes, as the host numbers them."""
+        """Its processes and those of groups below it, as the host numbers them."""
         found: set[int] = set()
         for folder in self.folders():
-            with contextlib.suppress(OSError), open(f"{folder}/cgroup.procs") as f:
-                found.update(int(line) for line in f)
+            for path in _depth_first(folder):
+                with contextlib.suppress(OSError), open(f"{path}/cgroup.procs") as f:
+                    found.update(int(line) for line in f)
         return sorted(found)
+
+    def children(self) -> set[str]:
+        """Names of the groups right below it."""
+        found: set[str] = set()
+        for folder in self.folders():
+            with contextlib.suppress(OSError), os.scandir(folder) as entries:
+                found.update(entry.name for entry in entries if entry.is_dir())
+        return found
+
+    def thaw(self) -> None:
+        """Let its processes run: what version 1 has frozen does not even die of SIGKILL."""
+        folder, v2 = self._folder("freezer")
+        with contextlib.suppress(OSError):
+            if v2:
+                _write(f"{folder}/cgroup.freeze", "0")
+            else:
+                _write(f"{folder}/freezer.state", "THAWED")
+
+    def kill(self, wait: float) -> bool:
+        """SIGKILL until it is empty; whether it is, after `wait` seconds. Blocks."""
+        deadline = time.monotonic() + wait
+        while pids := self.pids():
+            if time.monotonic() >= deadline:
+                return False
+            self.thaw()
+            self._kill_once(pids)
+            time.sleep(0.002)
+        return True
+
+    def _kill_once(self, pids: list[int]) -> None:
+        held: dict[int, int] = {}
+        try:
+            for pid in pids:
+                with contextlib.suppress(OSError):
+                    held[pid] = os.pidfd_open(pid)
+            # Who is in the group now is in it under the number that is held.
+            for pid in held.keys() & set(self.pids()):
+                with contextlib.suppress(OSError):
+                    signal.pidfd_send_signal(held[pid], signal.SIGKILL)
+        finally:
+            for pidfd in held.values():
+                os.close(pidfd)
 
     def remove(self, wait: float = 0.0) -> bool:
         """Remove its folders, children first; whether all are gone after `wait` seconds.

@@ -7,7 +7,6 @@ system that knows idmapped mounts (ext4, xfs, btrfs, erofs, tmpfs from 6.3, over
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import subprocess
@@ -18,7 +17,6 @@ AT_RECURSIVE = 0x8000
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 0x1, os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH = 0x4
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_IDMAP = 0x1, 0x100000
-MNT_DETACH = 0x2
 
 # The same numbers on every architecture (asm-generic from 424 on).
 SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 428, 429, 442
@@ -55,13 +53,6 @@ def mount_as(source: str, target: str, host_uid: int, host_gid: int) -> None:
             os.close(tree)
     finally:
         os.close(mapping)
-
-
-def unmount(target: str) -> None:
-    """Take a mount away, if it is there; files still open in it stay readable to who has them."""
-    with contextlib.suppress(OSError):
-        if _libc.umount2(target.encode(), MNT_DETACH):
-            raise OSError(ctypes.get_errno(), "umount2", target)
 
 
 def _call(number: int, *args: object) -> int:

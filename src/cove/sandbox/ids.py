@@ -33,6 +33,10 @@ class IdRanges:
         self._used.add(slot)
         return FIRST_ID + slot * IDS_EACH
 
+    def hold(self, first_id: int) -> None:
+        """Take a range that is in use already: an adopted instance's."""
+        self._used.add((first_id - FIRST_ID) // IDS_EACH)
+
     def free(self, first_id: int) -> None:
         """Give a range back. Its processes must be gone."""
         self._used.discard((first_id - FIRST_ID) // IDS_EACH)

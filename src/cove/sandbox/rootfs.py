@@ -17,7 +17,19 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cove.sandbox.spec import APP, DEPS, GID, HOME, HOSTNAME, SERVE, TMP, UID, USER, Bind
+from cove.sandbox.spec import (
+    APP,
+    DEPS,
+    GID,
+    HOME,
+    HOSTNAME,
+    SECRETS,
+    SERVE,
+    TMP,
+    UID,
+    USER,
+    Bind,
+)
 
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 
@@ -63,7 +75,15 @@ FILES = {
 }
 
 # Runtimes give a tmpfs the mode of the folder it covers, whatever its options say.
-FOLDERS = {"/proc": 0o755, "/dev": 0o755, "/sys": 0o755, "/run": 0o755, HOME: 0o700, TMP: 0o1777}
+FOLDERS = {
+    "/proc": 0o755,
+    "/dev": 0o755,
+    "/sys": 0o755,
+    "/run": 0o755,
+    SECRETS: 0o755,
+    HOME: 0o700,
+    TMP: 0o1777,
+}
 LINKS = (("/var/tmp", TMP),)  # noqa: S108 - inside
 LOOK_AT = 2000  # entries of a layer: a umask that closes it shows in the first ones
 MADE_BY_THE_KERNEL = (TMP, HOME, "/dev", "/proc")
@@ -80,7 +100,8 @@ class Skeleton:
     def digest(self) -> str:
         """Names the skeleton: equal for equal mount points, whatever is bound there."""
         points = [(bind.target, bind.folder) for bind in self.binds]
-        text = json.dumps([sorted(self.links), sorted(points), sorted(FILES.items())])
+        made = [sorted(FOLDERS.items()), sorted(FILES.items())]
+        text = json.dumps([sorted(self.links), sorted(points), *made])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -13,6 +13,7 @@ HOSTNAME = "cove"
 APP = "/app"
 DEPS = "/layers/deps"
 SERVE = "/cove/serve.py"
+SECRETS = "/run/secrets"
 HOME = "/home/cove"
 TMP = "/tmp"  # noqa: S108 - the sandbox's own tmpfs, not the host's folder
 

@@ -32,7 +32,7 @@ async def drivers_of(options: Options) -> tuple[dict[Isolation, Driver], list[Ch
             hint="`cove doctor` says more; --driver process needs none and isolates nothing",
         )
     if runtime is None:
-        return {"process": ProcessDriver(runtimes.SERVE)}, checks
+        return {"process": ProcessDriver(runtimes.SERVE, state / "process")}, checks
     # Not both: authors of functions are hostile, and cove.toml, which they write, may demand a
     # tier. What isolates nothing is for the operator to choose.
     parent = cgroup_parent(options.data)
