@@ -21,6 +21,7 @@ from cove.config import (
     read_operator,
     slug,
 )
+from cove.config.operator import LogsConfig
 from cove.errors import CoveError
 from cove.model import GIB, KIB, MIB, Affinity, FunctionSpec, Limits, Scale, SessionPolicy
 
@@ -369,3 +370,19 @@ def test_the_operators_file_is_read_and_checked_alike() -> None:
         with pytest.raises(CoveError) as caught:
             read_operator("\n" + text)
         assert "config.toml line 2" in caught.value.message
+
+
+def test_the_operator_says_how_much_of_logs_is_kept() -> None:
+    assert read_operator("").logs == LogsConfig(64 * 1024**2, 7 * 86400.0, True)
+    whole = read_operator('[logs]\nsize = "1GiB"\nage = "30d"\naccess = false')
+    assert whole.logs == LogsConfig(1024**3, 30 * 86400.0, False)
+    for text, said in {
+        'size = "1KiB"': "must be a size from 1MiB to 1TiB",
+        'age = "1s"': "must be a duration from 1m to 3650d",
+        'access = "no"': "must be true or false",
+        "access = 1": "must be true or false",
+        "sise = 1": "is not a key of this file",
+    }.items():
+        with pytest.raises(CoveError) as caught:
+            read_operator("[logs]\n" + text)
+        assert f"config.toml line 2: logs.{text.partition(' ')[0]} {said}" in caught.value.message
