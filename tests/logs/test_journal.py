@@ -75,11 +75,11 @@ def test_lines_are_read_as_they_were_written(tmp_path: Path) -> None:
 def test_only_the_owner_can_read_them(tmp_path: Path) -> None:
     old = os.umask(0)
     try:
-        journal(tmp_path / "j").write([line(1)], NOON)
+        journal(tmp_path / "logs" / "j").write([line(1)], NOON)
     finally:
         os.umask(old)
-    assert stat.S_IMODE((tmp_path / "j").stat().st_mode) == 0o700
-    assert [stat.S_IMODE(file.stat().st_mode) for file in files(tmp_path / "j")] == [0o600]
+    made = [tmp_path / "logs", *sorted((tmp_path / "logs").rglob("*"))]
+    assert [stat.S_IMODE(path.stat().st_mode) for path in made] == [0o700, 0o700, 0o600]
 
 
 @pytest.mark.parametrize("batch", [1, 7, 1000])

@@ -155,7 +155,8 @@ class Journal:
     def _load(self) -> dict[int, int]:
         """The files there are, by number; the newest without what a crash tore off."""
         if self._files is None:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (self.folder.parent, self.folder):  # `parents` would take no mode
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             files = {
                 sequence: pages.path_of(self.folder, sequence).stat().st_size
                 for sequence in pages.sequences(self.folder)
