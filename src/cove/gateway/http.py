@@ -30,6 +30,8 @@ _IDLE_SECONDS = 75.0
 _BODY_SECONDS = 30.0
 _WRITE_SECONDS = 60.0
 _LINGER_SECONDS = 2.0
+_TOO_LARGE = "64 KiB and 100 header fields are the most of a head; send fewer, or shorter ones"
+_TOO_MUCH_BETWEEN = "more than 1 MiB of chunk extensions or trailers; send none"
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER of no time
 
 
@@ -165,7 +167,7 @@ class Connection(asyncio.Protocol):
             return
         if not self._in_head:
             if self._between > _BETWEEN_BYTES:
-                self._refuse(RefusedError("chunk extensions or trailers of more than 1 MiB"))
+                self._refuse(RefusedError(_TOO_MUCH_BETWEEN))
         elif self._head_bytes > _UNENDED_BYTES:
             self._refuse(HeadTooLargeError())
         elif self._url and not self._head_bytes:
@@ -194,7 +196,7 @@ class Connection(asyncio.Protocol):
         if self.phase is Phase.LINGER:
             return  # it came after the last reply
         if isinstance(cause, HeadTooLargeError):
-            status, text = 431, "the head is too large: 64 KiB and 100 header fields are the most"
+            status, text = 431, _TOO_LARGE
         elif isinstance(cause, RefusedError):
             status, text = 400, str(cause)
         elif isinstance(cause, httptools.HttpParserError):
