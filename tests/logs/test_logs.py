@@ -460,6 +460,21 @@ async def test_filters_hold_for_who_follows(logs: Logs) -> None:
     follower.task.cancel()
 
 
+async def test_who_follows_what_never_comes_is_told_so_however_much_else_does(
+    tmp_path: Path,
+) -> None:
+    logs = Logs(tmp_path, size=MIB, age=DAY, silence=0.2)
+    records = logs.read("weather", Wanted(stream="stderr"), follow=True)
+    step = asyncio.ensure_future(anext(records))
+    async with asyncio.timeout(PATIENCE):
+        while not step.done():
+            say(logs, "something else")
+            await logs.flush()
+    assert step.result() == []
+    await records.aclose()
+    await logs.close()
+
+
 async def test_following_ends_with_the_logs(tmp_path: Path) -> None:
     logs = Logs(tmp_path, size=MIB, age=DAY)
     follower = Follower(logs)

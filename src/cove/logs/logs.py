@@ -253,6 +253,7 @@ class Logs:
             await self.flush()
             end = await asyncio.to_thread(pages.last, folder)
             at = pages.START if tail is None else await _before_last(folder, end, tail, match)
+            told = clock.now()
             while book.life == life and not book.journal.doomed:
                 changed = book.changed
                 stop = None if follow else end
@@ -260,17 +261,18 @@ class Logs:
                 at = page.place
                 if page.missed:
                     found.insert(0, book.missed(wall()))
-                if found and book.life == life:
+                if book.life != life:
+                    return
+                if found or clock.now() - told >= self._silence:
                     yield found
+                    told = clock.now()
                 if page.more:
                     continue
                 if not follow or not self._following:
                     return
-                try:
-                    async with asyncio.timeout(self._silence):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(told + self._silence - clock.now()):
                         await changed.wait()
-                except TimeoutError:
-                    yield []
         finally:
             book.readers -= 1
 
