@@ -110,11 +110,19 @@ class Standing:
 
     def post(self, path: str, body: bytes, **headers: str) -> tuple[int, bytes]:
         """One POST; status and body."""
+        status, _, answer = self.ask(path, body, headers)
+        return status, answer
+
+    def ask(
+        self, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """One POST; status, headers in small letters and body."""
         connection = http.client.HTTPConnection("127.0.0.1", self.cove.port, timeout=PATIENCE)
         with contextlib.closing(connection):
             connection.request("POST", path, body, {"content-type": "application/json", **headers})
             response = connection.getresponse()
-            return response.status, response.read()
+            found = {name.lower(): value for name, value in response.getheaders()}
+            return response.status, found, response.read()
 
     def send(self, archive: bytes, name: str = STEADY) -> list[dict[str, Any]]:
         """An archive straight to the API, as no `cove deploy` would make it; what is answered."""

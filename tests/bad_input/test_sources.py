@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bad_input.standing import Standing
+from e2e.installation import until
 
 RAISES = 'def weigh():\n    raise RuntimeError("no barometer")\n\n\nweigh()\nmcp = None\n'
 FIRST_REQUEST = """
@@ -161,6 +162,20 @@ def test_a_crash_at_the_first_request_is_told_with_the_programs_lines(cove: Stan
     refusal = cove.refuses(cove.source({"server.py": FIRST_REQUEST}, PROGRAM))
     assert refusal.code == "deploy_failed"
     assert "asked, and overwhelmed" in "\n".join(refusal.lines)
+
+
+def test_a_web_function_that_crashes_at_its_first_request_tells_its_caller(cove: Standing) -> None:
+    source = cove.source({"server.py": FIRST_REQUEST}, PROGRAM + 'kind = "web"\n')
+    with cove.unchanged():
+        cove.cove("deploy", source, "--name", "fragile")
+        try:
+            status, body = cove.post("/fn/fragile/", b"{}")
+            assert status == 502
+            assert b"fragile" in body
+            assert b"exit code 7" in body
+            until(lambda: "asked, and overwhelmed" in cove.cove("logs", "fragile").out, "it said")
+        finally:
+            cove.cove("rm", "fragile", "--yes")
 
 
 def test_what_answers_but_speaks_no_mcp_says_what_was_seen(cove: Standing) -> None:
