@@ -120,6 +120,8 @@ def request(rng: Random) -> bytes:
     method, host = rng.choice(METHODS), rng.choice(HOSTS)
     version = b"1.1" if rng.random() < 0.95 else b"1.0"
     lines = [b"Host: " + host] if rng.random() < 0.98 else []
+    if version == b"1.0" and rng.random() < 0.5:
+        lines.append(b"Connection: keep-alive")  # which parsers heed, and Cove does not
     lines += rng.choices(FIELDS, k=rng.randrange(5)) if rng.random() < 0.8 else []
     tail = b""
     chance = rng.random()

@@ -87,6 +87,17 @@ def it_serves_what_follows_the_last_reply(patch: Patch) -> None:
     patch.setattr(Connection, "_close_after_reply", patched)
 
 
+def a_request_is_begun_after_the_last_reply(patch: Patch) -> None:
+    complete = Connection.on_headers_complete
+
+    def patched(self: Connection) -> None:
+        if self.phase is Phase.LINGER:
+            self.phase = Phase.IDLE
+        complete(self)
+
+    patch.setattr(Connection, "on_headers_complete", patched)
+
+
 def it_says_nothing_before_it_closes(patch: Patch) -> None:
     patch.setattr(Connection, "_say_refused", lambda self: self._close_after_reply())
 
@@ -232,7 +243,11 @@ def everything_is_remembered(patch: Patch) -> None:
 FRONT = (
     *(a_byte_is_lost_where_a_head_is_split, headers_stay_for_the_next_request),
     *(a_length_stays_for_the_next_request, it_goes_on_after_a_refusal),
-    *(it_serves_what_follows_the_last_reply, it_says_nothing_before_it_closes),
+    *(
+        it_serves_what_follows_the_last_reply,
+        a_request_is_begun_after_the_last_reply,
+        it_says_nothing_before_it_closes,
+    ),
     *(two_body_lengths_are_taken, any_coding_is_taken, bare_line_feeds_are_taken),
     *(bare_carriage_returns_are_taken, spaces_after_a_chunks_size_are_taken),
     *(odd_characters_in_headers_are_taken, it_reads_wishes_by_itself),

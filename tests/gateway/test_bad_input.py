@@ -343,17 +343,27 @@ async def test_nothing_is_served_after_the_last_reply(world: World) -> None:
     assert len(reached) == 2
 
 
-async def test_what_breaks_after_the_last_reply_is_not_said(
-    world: World, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("behind", [b"0\r\n\r\n" + NEXT, b"what is no chunk\r\n"])
+async def test_nothing_comes_of_what_stands_behind_a_body_that_was_refused(
+    world: World, behind: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    world.function()
+    reached = []
+
+    async def app(
+        launch: Launch, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        reached.append(await reader.readuntil(b"\r\n\r\n"))
+        await reader.read()
+
+    world.function(app, limits={"body": 1000})
     client = await world.client()
-    data = request("POST", body=b"hello", headers="Connection: close\r\n")
-    client.write(data[:-2])
-    await world.until(lambda: any(i.inflight for p in world.pools for i in p.instances))
-    client.write(data[-2:] + b"what is no request\r\n\r\n")
-    assert (await client.reply()).status == 200
+    client.write(request("PUT", headers=CHUNKED))
+    await world.until(lambda: bool(reached))
+    client.write(b"7d0\r\n" + b"x" * 2000 + b"\r\n" + behind)
+    assert (await client.reply()).status == 413
     assert await client.end() == b""
+    await world.until(world.idle)
+    assert len(reached) == 1
     assert "Fatal error" not in caplog.text
 
 
