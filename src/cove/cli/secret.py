@@ -9,7 +9,12 @@ import click
 
 from cove.cli.options import FAILED, Options, command, remember, shared
 from cove.cli.output import ago, print_json, print_table, say, tell
-from cove.config import LARGEST_VALUE, check_secret_name, check_secret_value
+from cove.config import (
+    LARGEST_VALUE,
+    check_secret_name,
+    check_secret_value,
+    secret_too_large,
+)
 from cove.errors import CoveError
 
 
@@ -101,9 +106,10 @@ def _value(name: str, file: Path | None) -> str:
         else:
             with file.open("rb") as opened:
                 found = opened.read(LARGEST_VALUE + 2)
-        # What was cut off at the bound is refused for its size, wherever the cut fell.
-        errors = "strict" if len(found) <= LARGEST_VALUE + 1 else "ignore"
-        return found.decode(errors=errors).removesuffix("\n")
+        found = found.removesuffix(b"\n")
+        if len(found) > LARGEST_VALUE:
+            raise secret_too_large()  # not read to its end: what it means is not to be asked
+        return found.decode()
     except OSError as fault:
         raise CoveError(
             "bad_request", f"{file or 'standard input'} cannot be read: {fault.strerror}"

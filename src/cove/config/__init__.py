@@ -9,7 +9,12 @@ from cove.config.function import FUNCTION_KEYS, parse_function, writes_kind
 from cove.config.lines import key_lines
 from cove.config.names import RESERVED_NAMES, check_name, slug
 from cove.config.operator import OPERATOR_KEYS, OperatorConfig, read_operator
-from cove.config.secret import LARGEST_VALUE, check_secret_name, check_secret_value
+from cove.config.secret import (
+    LARGEST_VALUE,
+    check_secret_name,
+    check_secret_value,
+    secret_too_large,
+)
 
 __all__ = [
     "FUNCTION_KEYS",
@@ -23,6 +28,7 @@ __all__ = [
     "key_lines",
     "parse_function",
     "read_operator",
+    "secret_too_large",
     "slug",
     "writes_kind",
 ]

@@ -55,14 +55,19 @@ def check_secret_value(value: str) -> str:
     if not value:
         raise _bad_value("is empty")
     if size > LARGEST_VALUE:
-        raise CoveError(
-            "too_large",
-            f"the secret has more than {LARGEST_VALUE // 1024} KiB",
-            hint="keep the key to it as the secret, and the rest elsewhere",
-        )
+        raise secret_too_large()
     if "\0" in value:
         raise _bad_value("has a NUL byte, which no environment variable can have")
     return value
+
+
+def secret_too_large() -> CoveError:
+    """For who stops reading a value before its end."""
+    return CoveError(
+        "too_large",
+        f"the secret has more than {LARGEST_VALUE // 1024} KiB",
+        hint="keep the key to it as the secret, and the rest elsewhere",
+    )
 
 
 def _bad_value(what: str) -> CoveError:
