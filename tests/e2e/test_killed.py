@@ -78,6 +78,15 @@ def kill(cove: Installation) -> None:
     cove.process.wait(PATIENCE)
 
 
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has waited for yet does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][:1]
+    except OSError:
+        return False
+    return state != "Z"
+
+
 def lines(cove: Installation, name: str) -> list[str]:
     """What a function has printed, as its log has it."""
     records = map(json.loads, cove("logs", name, "--json", "--tail", "100000").out.splitlines())
@@ -128,7 +137,7 @@ async def test_what_is_printed_while_no_cove_is_there_is_kept(doomed: Installati
         await asyncio.sleep(0.7)
         await asyncio.to_thread(kill, cove)
         # It ends by itself while nobody looks: its last words must be there all the same.
-        await until_async(lambda: not Path(f"/proc/{instance['pid']}").exists(), "it has ended")
+        await until_async(lambda: not alive(instance["pid"]), "it has ended")
         await asyncio.to_thread(cove.start)
     said = await asyncio.to_thread(lines, cove, "counter")
     ticks = [int(line.split()[1]) for line in said if line.startswith("tick")]
@@ -174,3 +183,19 @@ async def test_half_a_deploy_is_nobodys(doomed: Installation) -> None:
         assert keyed["state"] == "ready"
         async with httpx2.AsyncClient(timeout=PATIENCE) as http:
             assert (await http.get(f"{cove.url}/fn/keyed/")).status_code == 200
+
+
+async def test_another_tier_leaves_nothing_of_the_last(doomed: Installation) -> None:
+    cove = doomed
+    cove.deploy("counter", {"server.py": COUNTER})
+    async with asyncio.timeout(4 * PATIENCE), client(cove, "counter", "legacy") as mcp:
+        await mcp.call_tool("up", {})
+        (instance,) = cove.instances("counter")
+        await asyncio.to_thread(kill, cove)
+        other = "auto" if cove.driver == "process" else "process"
+        cove.driver, was = other, cove.driver
+        await asyncio.to_thread(cove.start)
+        assert not alive(instance["pid"])
+        assert cove.stop() == 0
+        cove.driver = was
+        await asyncio.to_thread(cove.start)

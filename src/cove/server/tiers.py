@@ -31,12 +31,23 @@ async def drivers_of(options: Options) -> tuple[dict[Isolation, Driver], list[Ch
             + "; ".join(f"{check.name}: {check.detail}" for check in checks if not check.ok),
             hint="`cove doctor` says more; --driver process needs none and isolates nothing",
         )
+    plain, contained = state / "process", state / "oci"
+    parent = cgroup_parent(options.data)
     if runtime is None:
-        return {"process": ProcessDriver(runtimes.SERVE, state / "process")}, checks
+        if contained.exists() and (found_now := (await probe.probe(state))[0]) is not None:
+            await _end_all(OciDriver(found_now, contained, runtimes.SERVE, parent))
+        return {"process": ProcessDriver(runtimes.SERVE, plain)}, checks
+    if plain.exists():
+        await _end_all(ProcessDriver(runtimes.SERVE, plain))
     # Not both: authors of functions are hostile, and cove.toml, which they write, may demand a
     # tier. What isolates nothing is for the operator to choose.
-    parent = cgroup_parent(options.data)
-    return {"container": OciDriver(runtime, state / "oci", runtimes.SERVE, parent)}, checks
+    return {"container": OciDriver(runtime, contained, runtimes.SERVE, parent)}, checks
+
+
+async def _end_all(driver: Driver) -> None:
+    """End what an earlier Cove left running in a tier that this one was not given."""
+    await driver.adopt()
+    await driver.close()
 
 
 def cgroup_parent(data: Path) -> str:
