@@ -23,8 +23,10 @@ import asyncio
 import json
 
 import pytest
+import structlog
 
 from cove.drivers.base import Launch
+from cove.gateway.exchange import Exchange
 from gateway.world import BOUND, Asked, Gate, Reply, World, answer, receive, request, serving
 
 HTTP = "cove.gateway.http."
@@ -398,6 +400,20 @@ async def test_who_never_closes_after_the_last_reply_is_cut_off(
     drops = asyncio.create_task(drip())
     await world.until(lambda: not world.gateway._connections)
     drops.cancel()
+
+
+async def test_a_defect_under_a_body_is_answered_and_logged(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Exchange, data: bytes) -> None:
+        raise KeyError("a defect")
+
+    monkeypatch.setattr(Exchange, "feed", broken)
+    with structlog.testing.capture_logs() as logs:
+        reply = await refused(world, request("POST", body=b"hello"))
+    assert reply.status == 500
+    assert "its log says why" in reply.body.decode()
+    assert [line["error"] for line in logs] == ["KeyError('a defect')"]
 
 
 # Slow clients, in phases that have another before them.

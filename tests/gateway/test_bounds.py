@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cove import model
-from cove.gateway import head, http, listener, upstream
+from cove.gateway import head, http, listener, refusal, upstream
 
 TEXT = (Path(__file__).parents[2] / "docs" / "bounds.md").read_text()
 ROW = re.compile(r"^\| (?P<what>[^|]+) \| (?P<most>[^|]+) \| [^|]+ \| `(?P<name>[\w.]+)` \|$", re.M)
@@ -54,7 +54,7 @@ def test_the_figures_in_prose_are_the_codes_too() -> None:
     assert f"never fewer than {listener._LEAST}" in TEXT
 
 
-@pytest.mark.parametrize("text", [http._TOO_LARGE, http._TOO_MUCH_BETWEEN])
+@pytest.mark.parametrize("text", [refusal.TOO_LARGE, refusal.TOO_MUCH_BETWEEN])
 def test_the_words_have_the_figures_that_the_code_has(text: str) -> None:
     figures = {
         f"{http._HEAD_BYTES // 1024} KiB and {head.HEAD_COUNT} header fields",

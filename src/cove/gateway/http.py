@@ -15,10 +15,10 @@ from enum import IntEnum
 from typing import Protocol, cast
 
 import httptools
-import structlog
 
 from cove.gateway.exchange import BUFFER, Exchange, new_id
 from cove.gateway.head import Head, Headers, Heads, HeadTooLargeError, RefusedError
+from cove.gateway.refusal import TOO_MUCH_BETWEEN, refusal
 from cove.gateway.replies import simple_reply
 
 _HEAD_BYTES = 64 * 1024  # of a target and header fields
@@ -30,12 +30,7 @@ _IDLE_SECONDS = 75.0
 _BODY_SECONDS = 30.0
 _WRITE_SECONDS = 60.0
 _LINGER_SECONDS = 2.0
-_TOO_LARGE = "64 KiB and 100 header fields are the most of a head; send fewer, or shorter ones"
-_TOO_MUCH_BETWEEN = "more than 1 MiB of chunk extensions or trailers; send none"
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER of no time
-
-
-log = structlog.get_logger("cove.gateway")
 
 
 class Phase(IntEnum):
@@ -167,7 +162,7 @@ class Connection(asyncio.Protocol):
             return
         if not self._in_head:
             if self._between > _BETWEEN_BYTES:
-                self._refuse(RefusedError(_TOO_MUCH_BETWEEN))
+                self._refuse(RefusedError(TOO_MUCH_BETWEEN))
         elif self._head_bytes > _UNENDED_BYTES:
             self._refuse(HeadTooLargeError())
         elif self._url and not self._head_bytes:
@@ -195,23 +190,14 @@ class Connection(asyncio.Protocol):
         """What came cannot be served; the requests before it still are."""
         if self.phase is Phase.LINGER:
             return  # it came after the last reply
-        if isinstance(cause, HeadTooLargeError):
-            status, text = 431, _TOO_LARGE
-        elif isinstance(cause, RefusedError):
-            status, text = 400, str(cause)
-        elif isinstance(cause, httptools.HttpParserError):
-            status, text = 400, f"malformed HTTP: {cause}; send requests as RFC 9112 has them"
-        else:
-            log.error("connection failed", error=repr(cause), exc_info=cause)
-            status, text = 500, "Cove failed on this request; its log says why"
-        self._refused = (status, text.encode())
+        self._refused = refusal(cause)
         self.pause()
         if not self._in_head:  # it is a body that went wrong: its exchange goes with it
             broken = self._parsing
             if broken in self._queue:
                 self._queue.remove(broken)
             elif broken is self._active:
-                broken.client_gone(status)
+                broken.client_gone(self._refused[0])
                 self._active = self._fresh = None
                 if broken.started:
                     self.abort()
