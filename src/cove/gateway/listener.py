@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import resource
 import socket
 
 from cove.errors import CoveError
+from cove.gateway.holder import holder
 
 BACKLOG = 2048
 _MOST, _LEAST = 10_000, 64
@@ -25,10 +27,13 @@ def listen(host: str, port: int) -> socket.socket:
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
+        hint = "choose another address with --listen HOST:PORT"
+        if error.errno == errno.EADDRINUSE and (who := holder(port)):
+            hint = f"{who} has it: stop that, or {hint}"
         raise CoveError(
             "conflict",
             f"cannot listen on {host}:{port}: {error.strerror or error}",
-            hint="another program has it? choose another address with --listen HOST:PORT",
+            hint=hint,
         ) from error
     sock.setblocking(False)
     return sock
