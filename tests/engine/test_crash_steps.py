@@ -209,6 +209,9 @@ class Engine:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for instance in list(self.supervisor._every):
+            if instance.output is not None:
+                instance.output.release()
         self.outputs.close()
         self.ledger.close()
 

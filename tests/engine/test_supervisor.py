@@ -36,8 +36,7 @@ class Deaf(FakeDriver):
 
     async def start(self, launch: Launch) -> FakeRunning:
         running = await super().start(launch)
-        assert running._server is not None
-        running._server.close()
+        running._server.end()
         os.write(launch.stdout, b"listening on the wrong port\n")
         return running
 
@@ -265,8 +264,7 @@ class Slow(FakeDriver):
     async def start(self, launch: Launch) -> FakeRunning:
         running = await super().start(launch)
         if launch.function == "slow":
-            assert running._server is not None
-            running._server.close()
+            running._server.end()
         return running
 
 
@@ -430,8 +428,7 @@ async def test_an_instance_that_does_not_answer_is_ended(
     assert await ask(pool) is None
     running = bench.driver.running[pool.ready[0].id]
     pool.drop(pool.ready[0])
-    assert running._server is not None
-    running._server.close()
+    running._server.end()
     assert await bench.supervisor.adopt(pool, running) is None
     assert (pool.instances, running.exited.done()) == ([], True)
 

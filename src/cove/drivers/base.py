@@ -33,7 +33,7 @@ class Launch:
     function: str
     version: int
     argv: tuple[str, ...]
-    env: Mapping[str, str]
+    env: Mapping[str, str] = field(repr=False)
     port: int
     code: str
     deps: str | None
@@ -41,7 +41,7 @@ class Launch:
     limits: Limits
     stdout: int
     stderr: int
-    secrets: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

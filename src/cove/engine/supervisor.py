@@ -313,8 +313,8 @@ class Supervisor:
         pool.starting.append(instance)
         self._every[instance] = pool
         running.exited.add_done_callback(lambda done: self._exited(pool, instance, done.result()))
+        output.hide(self._gettable(version.spec.secrets))
         try:
-            output.hide(self._secrets(version.spec.secrets).values())
             await self._until_open(version, instance, running, _ADOPT)
         except CoveError as error:
             log.warning("instance not adopted", instance=instance.id, reason=error.message)
@@ -327,6 +327,14 @@ class Supervisor:
         log.info("instance adopted", instance=instance.id, pid=running.pid)
         self._tell("instance.adopted", pool, instance, f"pid {running.pid}")
         return instance
+
+    def _gettable(self, names: Sequence[str]) -> list[str]:
+        """The values of these secrets that can be had: some may have been removed since."""
+        values: list[str] = []
+        for name in names:
+            with contextlib.suppress(CoveError):
+                values += self._secrets([name]).values()
+        return values
 
     # Stopping.
 
