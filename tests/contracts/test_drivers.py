@@ -5,238 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import json
 import os
 import socket
-import sys
-import uuid
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from cove.drivers.base import Driver, Launch, Running
-from cove.drivers.fake import FakeDriver
-from cove.drivers.oci import OciDriver
-from cove.drivers.probe import probe
-from cove.drivers.process import ProcessDriver
+from contracts.rig import (
+    BOUND,
+    ELSEWHERE,
+    LITTER,
+    MUTE,
+    ONE_CALLER,
+    POLITE,
+    STUBBORN,
+    TWO_PORTS,
+    Rig,
+    ask,
+    devnull,
+    gone,
+)
 from cove.errors import CoveError
-from cove.model import MIB, Interpreter, Limits
-
-PARENT = f"cove-contract-{os.getpid()}"
-BOUND = 20.0  # seconds for anything that is waited for
-
-SERVE = """
-import json, os, socket, sys
-listener = socket.create_server(("127.0.0.1", int(os.environ["PORT"])))
-print("ready", flush=True)
-while True:
-    caller, _ = listener.accept()
-    caller.recv(65536)
-    said = json.dumps({"argv": sys.argv, "env": dict(os.environ), "cwd": os.getcwd()}).encode()
-    caller.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n%b" % (len(said), said))
-    caller.close()
-"""
-ONE_CALLER = SERVE.replace("listener.accept()", "listener.accept(); listener.close()")
-MUTE = """
-import time
-print("ready", flush=True)
-time.sleep(600)
-"""
-ELSEWHERE = """
-import socket, time
-one = socket.create_server((%r, 0), family=socket.%s)
-print("ready", flush=True)
-while True:
-    caller, _ = one.accept()
-    caller.recv(65536)
-    caller.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\n\\r\\n{}")
-    caller.close()
-"""
-TWO_PORTS = """
-import socket, time
-listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-print("ready", flush=True)
-time.sleep(600)
-"""
-POLITE = """
-import signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
-print("ready", flush=True)
-time.sleep(600)
-"""
-STUBBORN = """
-import os, signal, time
-signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"no\\n"))
-print("ready", flush=True)
-while True:
-    time.sleep(600)
-"""
-LITTER = """
-import os, sys, time
-if os.fork() == 0:
-    os.setsid()
-    if os.fork() == 0:
-        print("ready", flush=True)
-        time.sleep(600)
-    time.sleep(600)
-time.sleep(600)
-"""
-
-Program = tuple[Running, asyncio.StreamReader]
-
-
-def interpreter() -> Interpreter:
-    return Interpreter(os.path.realpath(sys.executable), sys.base_prefix, "3")
-
-
-class Rig:
-    """A driver, programs for it, and a look at what they leave on this machine."""
-
-    def __init__(self, driver: Driver, folder: Path) -> None:
-        self.driver = driver
-        self.mark = f"MARK={uuid.uuid4().hex}"
-        self._folder = folder
-        self._open: list[Any] = []
-
-    @property
-    def fake(self) -> bool:
-        return isinstance(self.driver, FakeDriver)
-
-    def launch(self, source: str = SERVE, **changes: Any) -> Launch:
-        name = uuid.uuid4().hex[:8]
-        code = self._folder / name
-        code.mkdir()
-        (code / "program.py").write_text(source)
-        key, _, value = self.mark.partition("=")
-        made = Launch(
-            id=f"t-{name}",
-            function="t",
-            version=1,
-            argv=(interpreter().executable, "-S", "{app}/program.py"),
-            env={key: value},
-            port=9000,
-            code=str(code),
-            deps=None,
-            interpreter=interpreter(),
-            limits=Limits(cpu=0.5, memory=64 * MIB, pids=32),
-            stdout=-1,
-            stderr=-1,
-        )
-        return dataclasses.replace(made, **changes)
-
-    async def start(self, launch: Launch) -> Program:
-        """Start, its output a pipe whose reader is returned; not waited for until it is ready."""
-        read, write = os.pipe()
-        reader = asyncio.StreamReader()
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read, "rb")
-        )
-        self._open.append(transport)
-        try:
-            running = await self.driver.start(
-                dataclasses.replace(launch, stdout=write, stderr=write)
-            )
-        finally:
-            os.close(write)
-        return running, reader
-
-    async def ready(self, launch: Launch) -> Program:
-        running, lines = await self.start(launch)
-        if not self.fake:
-            assert await asyncio.wait_for(lines.readline(), BOUND) == b"ready\n"
-        return running, lines
-
-    def alive(self) -> list[int]:
-        """Processes of this machine that carry the mark of this test's launches."""
-        found = []
-        for name in filter(str.isdigit, os.listdir("/proc")):
-            with contextlib.suppress(OSError):
-                if self.mark.encode() in Path("/proc", name, "environ").read_bytes().split(b"\0"):
-                    found.append(int(name))
-        return found
-
-    def footprint(self) -> dict[str, object]:
-        """What starts could leave: mounts, cgroups, folders, namespaces and pidfds held open."""
-        fds = []
-        for fd in os.listdir("/proc/self/fd"):
-            with contextlib.suppress(OSError):
-                fds.append(os.readlink(f"/proc/self/fd/{fd}"))
-        return {
-            "processes": self.alive(),
-            "mounts": [x for x in mountinfo() if str(self._folder) in x or "/run/cove" in x],
-            "cgroups": [str(p) for p in Path("/sys/fs/cgroup").glob(f"**/{PARENT}/t-*")],
-            "folders": sorted(
-                str(p) for glob in ("*", "[br]u*/*") for p in (self._folder / "state").glob(glob)
-            ),
-            "held": sorted(x for x in fds if x.startswith(("net:", "anon_inode:[pidfd]"))),
-        }
-
-    def close(self) -> None:
-        for one in self._open:
-            one.close()
-
-
-def mountinfo() -> list[str]:
-    return Path("/proc/self/mountinfo").read_text().splitlines()
-
-
-@pytest.fixture(scope="session")
-def runtime(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The container runtime of this machine; skips where there is none."""
-    with ThreadPoolExecutor(1) as pool:
-        found, checks = pool.submit(asyncio.run, probe(tmp_path_factory.mktemp("probe"))).result()
-    if found is None:
-        pytest.skip("; ".join(f"{check.name}: {check.detail}" for check in checks))
-    return found
-
-
-@pytest.fixture(params=["process", "oci", "fake"])
-async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Rig]:
-    serve = tmp_path / "serve.py"
-    serve.write_text("# stands for Cove's own serving program\n")
-    driver: Driver
-    if request.param == "process":
-        driver = ProcessDriver(serve, tmp_path / "state")
-    elif request.param == "fake":
-        driver = FakeDriver()
-    else:
-        driver = OciDriver(request.getfixturevalue("runtime"), tmp_path / "state", serve, PARENT)
-    made = Rig(driver, tmp_path)
-    yield made
-    await driver.close()
-    assert made.alive() == []
-    made.close()
-    assert list(Path("/sys/fs/cgroup").glob(f"**/{PARENT}")) == []
-    assert not (tmp_path / "state").exists()
-
-
-@pytest.fixture
-def programs(rig: Rig) -> Rig:
-    """A rig whose driver runs programs."""
-    if rig.fake:
-        pytest.skip("its instances are not programs")
-    return rig
-
-
-async def ask(running: Running, path: str = "/") -> dict[str, Any]:
-    """One request over one connection of the instance's."""
-    made = await running.connect()
-    reader, writer = await asyncio.open_connection(sock=made)
-    try:
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: t\r\n\r\n".encode())
-        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), BOUND)
-        size = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-        answer: dict[str, Any] = json.loads(await reader.readexactly(size))
-        return answer
-    finally:
-        writer.close()
-
-
-async def gone(running: Running) -> Any:
-    return await asyncio.wait_for(asyncio.shield(running.exited), BOUND)
+from cove.model import MIB
 
 
 async def test_an_instance_answers_on_a_connected_nonblocking_socket(rig: Rig) -> None:
@@ -364,10 +154,6 @@ async def test_a_cancelled_start_leaves_nothing(rig: Rig, delay: float) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await (await start).stop(0.0)
     assert {**rig.footprint(), "held": ()} == {**before, "held": ()}
-
-
-def devnull() -> int:
-    return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
 
 
 async def test_a_command_that_does_not_exist_fails_the_start(programs: Rig) -> None:

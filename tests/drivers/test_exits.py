@@ -6,6 +6,7 @@ import asyncio
 import os
 import platform
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,8 +26,15 @@ from cove.drivers.exits import (
     from_status,
     zombies,
 )
+from cove.drivers.held import Held, hold, hold_same
 from cove.drivers.loopback import only_other
-from cove.drivers.procfs import MAX_LISTENERS, parse_listeners, parse_stat, processes
+from cove.drivers.procfs import (
+    MAX_LISTENERS,
+    parse_listeners,
+    parse_stat,
+    process,
+    processes,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pidfds are Linux's")
 
@@ -81,6 +89,77 @@ def test_the_end_of_somebody_elses_child_is_read_from_its_pidfd() -> None:
     finally:
         os.close(pidfd)
         parent.stdout.close()
+
+
+@pytest.mark.parametrize(
+    ("ends", "how"), [("exit 9", Exit(code=9)), ("kill -KILL $$", Exit(signal=9))]
+)
+def test_the_end_of_somebody_elses_child_that_is_not_buried_is_read(ends: str, how: Exit) -> None:
+    parent = subprocess.Popen(
+        ["sh", "-c", f"sh -c 'read x; {ends}' <&3 & echo $!; exec sleep 600"],
+        stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: os.dup2(0, 3),
+        close_fds=False,
+    )
+    assert parent.stdin is not None
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    found = process(pid)
+    assert found is not None
+    pidfd = os.pidfd_open(pid)
+    try:
+        parent.stdin.close()
+        ended(pidfd)
+        assert exit_of(pidfd, pid, found.started) == how
+        assert exit_of(pidfd, pid, found.started + 1) == Exit()
+    finally:
+        os.close(pidfd)
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+
+
+async def test_a_held_child_is_noticed_and_signalled_without_pidfds() -> None:
+    child = subprocess.Popen(["sleep", "600"])
+    child.returncode = 0  # the thread that waits for it has it
+    seen = asyncio.Event()
+    held = Held(child.pid, -1, seen.set)
+    assert held.runs
+    held.send(signal.SIGTERM)
+    await asyncio.wait_for(seen.wait(), BOUND)
+    assert held.exit() == Exit(signal=15)
+    assert not held.runs
+
+
+async def test_what_was_released_is_neither_watched_nor_signalled() -> None:
+    child = subprocess.Popen(["sleep", "600"])
+    held = Held(child.pid, hold(child.pid), lambda: pytest.fail("was watched"))
+    held.release()
+    held.release()
+    held.send(signal.SIGKILL)
+    assert child.poll() is None
+    child.kill()
+    child.wait()
+    await asyncio.sleep(0)
+
+
+def test_only_the_very_same_process_is_held() -> None:
+    child = subprocess.Popen(["sleep", "600"])
+    found = process(child.pid)
+    assert found is not None
+    pidfd = hold_same(child.pid, found.started)
+    assert pidfd is not None
+    before = len(os.listdir("/proc/self/fd"))
+    assert hold_same(child.pid, found.started - 1) is None
+    assert hold_same(0, found.started) is None
+    child.kill()
+    ended(pidfd)
+    assert hold_same(child.pid, found.started) is None  # dead, if not buried
+    assert len(os.listdir("/proc/self/fd")) == before
+    os.close(pidfd)
+    child.wait()
 
 
 def test_an_orphan_is_buried_once_nobody_has_waited_for_it() -> None:

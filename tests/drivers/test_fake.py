@@ -10,7 +10,7 @@ import pytest
 from conftest import BOUND, launch_of
 
 from cove.drivers.base import Exit, Launch
-from cove.drivers.fake import FakeDriver
+from cove.drivers.fake import FakeDriver, FakeRunning
 from cove.errors import CoveError
 
 
@@ -68,3 +68,18 @@ async def test_an_app_of_the_tests_own_serves(tmp_path: Path) -> None:
     assert await asyncio.wait_for(reader.read(), BOUND) == running.launch.id.encode()
     writer.close()
     await driver.close()
+
+
+async def test_a_driver_adopts_what_another_has_left_in_its_world(tmp_path: Path) -> None:
+    world: dict[str, FakeRunning] = {}
+    forgotten = FakeDriver(world=world)
+    before = await forgotten.start(launch_of(tmp_path, ""))
+    driver = FakeDriver(world=world)
+    (running,) = await driver.adopt()
+    assert running.id == before.id
+    assert driver.running == {running.id: running}
+    driver.running[running.id].crash(3)
+    assert await running.exited == Exit(code=3)
+    assert not before.exited.done()
+    assert await FakeDriver(world=world).adopt() == []
+    assert await FakeDriver().adopt() == []

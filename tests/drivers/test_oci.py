@@ -147,7 +147,7 @@ print(json.dumps([fill("/tmp"), fill(os.environ["HOME"]), fill("/dev/shm")]))
 
 async def test_too_much_memory_ends_in_an_oom_exit(box: Box) -> None:
     how, _ = await box.run("x = bytearray(200 << 20); print('still here')")
-    assert (how.signal, how.oom) == (9, True)
+    assert (how.signal, how.oom, how.memory) == (9, True, 64 * MIB)
 
 
 async def test_a_kill_from_outside_is_not_called_oom(box: Box) -> None:
@@ -320,6 +320,47 @@ async def test_code_that_cannot_be_shown_names_the_path_and_the_command(box: Box
     assert failed.value.code == "start_failed"
     assert "/proc/" in failed.value.message
     assert failed.value.hint.startswith("chmod -R o+rX /proc/")
+
+
+async def test_secrets_are_files_that_only_the_program_reads_and_nobody_writes(box: Box) -> None:
+    source = """
+def refused(call, *how):
+    try:
+        call(*how)
+    except OSError as e:
+        return e.errno
+folder, path = "/run/secrets", "/run/secrets/KEY"
+seen, around = os.stat(path), os.stat(folder)
+mount = [line.split() for line in open("/proc/self/mountinfo") if f" {folder} " in line]
+print(json.dumps([
+    sorted(os.listdir(folder)), open(path).read(), open(f"{folder}/OTHER").read(),
+    [seen.st_uid, seen.st_gid, oct(seen.st_mode)], [around.st_uid, oct(around.st_mode)],
+    refused(os.chmod, path, 0o666), refused(os.mknod, f"{folder}/new"), refused(os.unlink, path),
+    [one[one.index("-") + 1] for one in mount], "ro" in mount[0][5].split(","),
+    "KEY" in os.environ,
+]))
+"""
+    said = await look(box, source, secrets={"KEY": "one\ntwo\n", "OTHER": "é"})
+    assert said[:3] == [["KEY", "OTHER"], "one\ntwo\n", "é"]
+    assert said[3:5] == [[1000, 1000, "0o100400"], [1000, "0o40500"]]
+    assert said[5:8] == [30, 30, 30]  # EROFS
+    assert said[8:] == [["tmpfs"], True, False]
+
+
+async def test_without_secrets_their_folder_is_there_and_empty(box: Box) -> None:
+    assert await look(box, "print(json.dumps(os.listdir('/run/secrets')))") == []
+
+
+async def test_secrets_go_with_the_instance(box: Box) -> None:
+    running, _ = await box.start(SLEEP, secrets={"KEY": "hidden"})
+    folder = running.bundle.folder / "secrets"
+    assert folder.stat().st_uid == (folder / "KEY").stat().st_uid == uid_of(running.pid)
+    await running.stop(0.0)
+    assert not folder.exists()
+
+
+def uid_of(pid: int) -> int:
+    return int(status(pid)["Uid"].split()[0])
 
 
 async def test_a_reachable_state_folder_keeps_everything_within_it(runtime: Runtime) -> None:

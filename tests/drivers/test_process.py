@@ -115,6 +115,23 @@ async def test_no_two_instances_are_told_the_same_port(
     assert len({one.port for one in running}) == 10
 
 
+async def test_a_port_that_an_adopted_one_was_told_is_told_to_nobody_else(
+    driver: ProcessDriver, silent: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = await driver.start(launch_of(tmp_path, WAIT, stdout=silent, stderr=silent))
+    await driver.close(keep=True)
+    again = ProcessDriver(tmp_path / "serve.py", tmp_path / "state")
+    (adopted,) = await again.adopt()
+    bind = socket.socket.bind
+    offered = iter([running.port, 0])
+    # It does not listen there yet, and the kernel may offer the port to others.
+    monkeypatch.setattr(socket.socket, "bind", lambda one, at: bind(one, (at[0], next(offered))))
+    other = await again.start(launch_of(tmp_path, WAIT, stdout=silent, stderr=silent))
+    monkeypatch.undo()
+    assert adopted.port == running.port != other.port
+    await again.close()
+
+
 AS_NOBODY = """
 import asyncio, os, sys
 from pathlib import Path

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -115,3 +118,40 @@ def test_a_real_group_is_made_and_removed() -> None:
     assert len(group.folders()) == len(host.mounts)
     assert host.group(f"cove-test-{os.getpid()}").remove(wait=1.0)
     assert group.folders() == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_all_that_is_in_a_group_is_killed_frozen_or_below_and_nothing_else() -> None:
+    host = host_hierarchies()
+    if host.mode == "none":
+        pytest.skip("no cgroups here")
+    parent = host.group(f"cove-test-kill-{os.getpid()}")
+    places = (parent.path, f"{parent.path}/one", f"{parent.path}/one/deeper", f"{parent.path}/two")
+    inside = {}
+    for place in places:
+        for mount in host.mounts:
+            os.makedirs(f"{mount}/{place}", exist_ok=True)
+        inside[place] = subprocess.Popen(["sleep", "600"])
+        for mount in host.mounts:
+            with contextlib.suppress(OSError):  # cpuset wants to be told its CPUs first
+                Path(mount, place, "cgroup.procs").write_text(str(inside[place].pid))
+    try:
+        assert parent.children() == {"one", "two"}
+        one = host.group(places[1])
+        assert set(one.pids()) == {inside[places[1]].pid, inside[places[2]].pid}
+        if "freezer" in host.v1:
+            Path(host.v1["freezer"], one.path, "freezer.state").write_text("FROZEN")
+        assert one.kill(wait=10.0)
+        assert [process.poll() is None for process in inside.values()] == [True, False, False, True]
+    finally:
+        assert parent.kill(wait=10.0)
+        for process in inside.values():
+            assert process.wait() == -signal.SIGKILL
+        assert parent.remove(wait=2.0)
+
+
+def test_a_group_that_is_gone_has_nobody_to_kill(tmp_path: Path) -> None:
+    group = Hierarchies({}, str(tmp_path)).group("gone")
+    assert group.kill(0.0)
+    assert group.children() == set()
+    group.thaw()

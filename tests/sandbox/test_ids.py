@@ -36,3 +36,11 @@ def test_running_out_is_an_error_that_a_retry_may_mend() -> None:
 def test_ranges_that_somebody_else_uses_are_left_alone() -> None:
     others = [0, 1000, FIRST_ID + 1000, FIRST_ID + IDS_EACH + 33]
     assert IdRanges().take(others) == FIRST_ID + 2 * IDS_EACH
+
+
+def test_a_range_that_is_in_use_already_is_not_handed_out() -> None:
+    ids = IdRanges()
+    ids.hold(FIRST_ID)
+    assert ids.take() == FIRST_ID + IDS_EACH
+    ids.free(FIRST_ID)
+    assert ids.take() == FIRST_ID

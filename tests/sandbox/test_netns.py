@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import threading
 
 import pytest
@@ -51,6 +52,24 @@ def test_a_closed_one_refuses_and_closing_twice_is_fine() -> None:
         netns.socket(socket.AF_INET)
     with pytest.raises(ValueError, match="closed"):
         netns.path  # noqa: B018
+
+
+def test_that_of_a_process_is_opened_and_outlives_it() -> None:
+    with subprocess.Popen(["unshare", "--net", "sleep", "600"]) as inside:
+        while os.readlink(f"/proc/{inside.pid}/ns/net") == here():
+            assert inside.poll() is None
+        netns = NetworkNamespace(of=inside.pid)
+        assert os.readlink(netns.path) == os.readlink(f"/proc/{inside.pid}/ns/net")
+        inside.kill()
+    netns.socket(socket.AF_INET).close()
+    netns.close()
+
+
+def test_the_hosts_own_is_not_taken_for_a_processs() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match="own network"):
+        NetworkNamespace(of=os.getpid())
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_making_and_closing_leaks_no_descriptor() -> None:

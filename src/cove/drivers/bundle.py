@@ -115,7 +115,7 @@ class Bundle:
         user, group = self.record.first_id + UID, self.record.first_id + GID
         for name, value in secrets.items():
             assert "/" not in name
-            with open(folder / name, "x", opener=_private) as file:
+            with open(folder / name, "x", encoding="utf-8", opener=_private) as file:
                 file.write(value)
             os.chown(folder / name, user, group)
         os.chown(folder, user, group)
