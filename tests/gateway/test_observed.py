@@ -97,8 +97,12 @@ async def test_draining_ends_in_time_whoever_still_talks(world: World) -> None:
     client = await world.client()
     client.write(request())
     await gate.next()
-    await asyncio.wait_for(world.gateway.drain(0.1), BOUND)
+    drain = asyncio.create_task(world.gateway.drain(0.1))
+    reply = await client.reply()
+    assert (reply.status, reply.get("connection"), reply.get("retry-after")) == (503, "close", "1")
+    assert reply.json["error"]["code"] == "draining"
     assert await client.end() == b""
+    await asyncio.wait_for(drain, BOUND)
     gate.open.set()
     await world.until(world.idle)
 

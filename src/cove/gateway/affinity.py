@@ -20,14 +20,14 @@ from cove.gateway.exchange import Exchange
 from cove.gateway.heads import SentHead
 from cove.gateway.routes import Route
 from cove.gateway.tokens import Signer
-from cove.gateway.upstream import Upstream
-from cove.states import SessionState
+from cove.gateway.upstream import Upstream, UpstreamConnection
+from cove.states import InstanceState, SessionState
 
 _KEY = re.compile(r"[\x21-\x7e]{1,256}")
 
 
-class SessionGoneError(Exception):
-    """A session ended before it had an instance: decide anew."""
+class DecideAnewError(Exception):
+    """What was decided came to nothing before there was an instance. Says why."""
 
 
 class Visit:
@@ -58,6 +58,23 @@ class Visit:
     def upstream(self) -> Upstream | None:
         """Connections to the visit's instance, once it has one."""
         return self.route.upstream(self.instance) if self.instance is not None else None
+
+    def take(self) -> UpstreamConnection | None:
+        """A kept connection to the visit's instance, where there is one."""
+        instance = self.instance
+        if instance is None:
+            return None
+        upstream = self.route.upstreams.get(instance.id)
+        return upstream.take() if upstream is not None else None
+
+    def serves(self, request: bytes) -> None:
+        """Say whose what the instance prints is: this request's, if it has no other."""
+        instance, session = self.instance, self.session
+        if instance is not None:
+            alone = self.claimed and instance.inflight == 1
+            instance.serving = (
+                (request, session.id if session is not None else "") if alone else None
+            )
 
 
 class Way:
@@ -105,7 +122,12 @@ class Affinity:
 
     def __init__(self, sessions: Sessions, signer: Signer) -> None:
         self._sessions = sessions
+        self._closed = False
         self.signer = signer
+
+    def close(self) -> None:
+        """Nobody waits for an instance any more."""
+        self._closed = True
 
     def claim(self, exchange: Exchange, way: Way, now: float) -> Visit:
         """A visit; its `instance` is None where it has to wait (`arrive`).
@@ -120,11 +142,12 @@ class Affinity:
         pool = visit.pool
         kind = way.route.affinity.kind
         if kind == "mcp":
-            token = exchange.fields.get(b"mcp-session-id")
+            token = exchange.head.fields.get(b"mcp-session-id")
             if token is not None and not way.modern:
                 way.session = self.mcp_session(way.route, way.principal, token.decode("latin-1"))
                 return self._join(visit, way.session, now)
-            visit.learns = way.route.stateful and not way.modern and exchange.method == b"POST"
+            posted = exchange.head.method == b"POST"
+            visit.learns = way.route.stateful and not way.modern and posted
         if kind in ("mcp", "none"):
             visit.slot = visit.learns or pool.exclusive
             visit.instance = pool.claim(slot=visit.slot)
@@ -152,11 +175,11 @@ class Affinity:
     async def arrive(self, visit: Visit, timeout: float) -> None:
         """Wait until the visit has its instance. Leaves nothing claimed if it fails.
 
-        `SessionGoneError` where the session that the visit waited for came to nothing.
+        `DecideAnewError` where what the visit waited for came to nothing.
         """
         session = visit.session
         if session is None:
-            visit.instance = await visit.pool.wait(slot=visit.slot, timeout=timeout)
+            visit.instance = await self._room(visit.pool, slot=visit.slot, timeout=timeout)
         elif visit.opens:
             await self._bring(visit, session, timeout)
         else:  # another request opens the session
@@ -164,8 +187,8 @@ class Affinity:
             await asyncio.wait([session.opened], timeout=timeout)
             if session.opened.done() and (why := session.opened.result()) is not None:
                 raise why
-            if session.instance is None:
-                raise SessionGoneError
+            if session.instance is None or session.lost:
+                raise DecideAnewError("its session ended")
             if not visit.pool.claim_on(session.instance):
                 raise _busy(visit)
             visit.instance = session.instance
@@ -175,8 +198,12 @@ class Affinity:
         assert session.opened is not None
         why: CoveError | None = None
         try:
-            visit.instance = await visit.pool.wait(slot=True, timeout=timeout)
-            self._sessions.place(session, visit.instance)
+            instance = await self._room(visit.pool, slot=True, timeout=timeout)
+            self._sessions.place(session, instance)
+            if session.instance is None:  # it ended meanwhile; its slot is given back
+                visit.pool.release(instance, asyncio.get_running_loop().time())
+                raise DecideAnewError("its session ended")
+            visit.instance = instance
         except CoveError as error:
             why = error
             raise
@@ -184,6 +211,22 @@ class Affinity:
             if session.instance is None:
                 self._sessions.end(session, asyncio.get_running_loop().time())
             session.opened.set_result(why)
+
+    async def _room(self, pool: Pool, *, slot: bool, timeout: float) -> Instance:
+        """Wait for an instance that still serves when its turn has come."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout
+        while True:
+            if self._closed:
+                raise stopping()
+            if not pool.live:  # nobody may look after it any more
+                raise DecideAnewError(f"version {pool.version.number} is not live any more")
+            instance = await pool.wait(slot=slot, timeout=max(0.0, end - loop.time()))
+            if instance.state is InstanceState.READY:
+                return instance
+            if slot:
+                pool.free_slot(instance, loop.time())
+            pool.release(instance, loop.time())
 
     def leave(self, visit: Visit, now: float) -> None:
         """The end of a visit."""
@@ -260,6 +303,8 @@ class Affinity:
         session.remote = remote.encode("latin-1")
         session.streams = not remote
         self._sessions.place(session, instance)
+        if session.lost:  # before its end could be told of
+            self._sessions.end(session, now)
         return session
 
     def get(self, route: Route, principal: str, key: str) -> Session | None:
@@ -279,7 +324,7 @@ class Affinity:
     async def opening(self, route: Route) -> Instance:
         """An instance with a slot for a session to be; a claim and the slot are the caller's."""
         instance = route.pool.claim(slot=True)
-        return instance or await route.pool.wait(slot=True, timeout=route.timeout)
+        return instance or await self._room(route.pool, slot=True, timeout=route.timeout)
 
     def give_up(self, pool: Pool, instance: Instance) -> None:
         """The opening came to nothing."""
@@ -356,6 +401,11 @@ def unknown_session() -> CoveError:
     return CoveError(
         "session_not_found", "Session not found", hint="initialize again to open a new session"
     )
+
+
+def stopping() -> CoveError:
+    """What is answered to whom Cove, on its way out, serves no more."""
+    return CoveError("draining", "this Cove is stopping", hint="try again when it is up")
 
 
 def _busy(visit: Visit) -> CoveError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cove.errors import CoveError
 from cove.metrics import FunctionStats
 
 HOP_BY_HOP = frozenset(
@@ -88,3 +89,21 @@ class Destination:
             kept |= {b"mcp-session-id"}  # Cove's own; the backend's is sent instead
         # A project key is between the caller and Cove.
         self.not_sent_on = (kept, kept | {b"authorization"})
+
+
+def too_large(there: Destination) -> CoveError:
+    """The request's body is over the function's bound."""
+    return CoveError(
+        "too_large",
+        f"the body is larger than {there.body} bytes, the most that {there.name} takes",
+        hint="send less, or raise limits.body in cove.toml",
+    )
+
+
+def overdue(there: Destination) -> CoveError:
+    """The function has not answered in the time that it is given."""
+    return CoveError(
+        "timeout",
+        f"{there.name} did not answer within {there.timeout:g} s",
+        hint="raise limits.timeout in cove.toml if its requests take longer",
+    )

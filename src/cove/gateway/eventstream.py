@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING
 
 from cove.gateway.destination import HOP_BY_HOP
 from cove.gateway.exchange import Exchange
@@ -13,6 +14,9 @@ from cove.gateway.fetch import Response
 from cove.gateway.head import Headers
 from cove.gateway.replies import status_line
 from cove.mcp import sse
+
+if TYPE_CHECKING:
+    from cove.gateway.call import Call
 
 KEEP_ALIVE_SECONDS = 15.0
 _NOT_PASSED = HOP_BY_HOP | {b"content-length", b"mcp-session-id", b"x-request-id"}
@@ -103,9 +107,10 @@ async def parsed(response: Response) -> AsyncIterator[sse.Event]:
             raise ConnectionError("it sent an event larger than 16 MiB") from None
 
 
-async def pass_whole(exchange: Exchange, response: Response, limit: int) -> None:
+async def pass_whole(call: Call, response: Response, limit: int) -> None:
     """Pass a response that is no stream on as it is."""
     body = await response.read(limit)
+    call.status, exchange = response.status, call.exchange
     out = [status_line(response.status), b"x-request-id: ", exchange.id, b"\r\n"]
     for name, value in response.headers:
         if name not in _NOT_PASSED:

@@ -115,17 +115,33 @@ def plain_head(
     return b"".join([*lines, b"\r\n"])
 
 
+async def _ask(connection: UpstreamConnection, response: Response, request: bytes) -> None:
+    connection.begin(response, request, head=request.startswith(b"HEAD "), last=True)
+    try:
+        await response.started()
+    except BaseException:
+        connection.close()
+        raise
+
+
 @contextlib.asynccontextmanager
 async def fetch(upstream: Upstream, head: bytes, body: bytes = b"") -> AsyncIterator[Response]:
     """One request to an instance, whole; the response as it comes. Leaving closes what is left.
 
-    `OSError` where the instance takes no connection or ends without an answer.
+    `ConnectionRefusedError` where the instance takes no connection, another `OSError` where it
+    ends without an answer.
     """
     connection = upstream.take() or await upstream.connect()
     response = Response(connection)
-    connection.begin(response, head + body, head=head.startswith(b"HEAD "), last=True)
     try:
-        await response.started()
+        await _ask(connection, response, head + body)
+    except ConnectionError:
+        if not (connection.reused and connection.unreached):
+            raise
+        connection = await upstream.connect()
+        response = Response(connection)
+        await _ask(connection, response, head + body)
+    try:
         yield response
     finally:
         if not response.ended:

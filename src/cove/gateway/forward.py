@@ -10,33 +10,42 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING
 
 from cove.errors import CoveError
-from cove.gateway.affinity import SessionGoneError, Visit, Way
-from cove.gateway.destination import HOP_BY_HOP, Destination
-from cove.gateway.exchange import Exchange
+from cove.gateway.affinity import DecideAnewError, Visit, Way, stopping
+from cove.gateway.destination import Destination, overdue, too_large
+from cove.gateway.exchange import SMALL_BODY, Exchange
+from cove.gateway.frames import GOING_AWAY
 from cove.gateway.head import Headers
-from cove.gateway.heads import listed
-from cove.gateway.replies import status_line
+from cove.gateway.heads import shown_head
+from cove.gateway.lastwords import last_words
+from cove.gateway.loss import gone, lost
 from cove.gateway.tunnel import Tunnel
 from cove.gateway.upstream import UpstreamConnection
-from cove.mcp import messages
+from cove.mcp import messages, sse
 from cove.states import InstanceState
 
 if TYPE_CHECKING:
-    from cove.gateway.gateway import ControlWay, Gateway
+    from cove.gateway.gateway import Gateway
+    from cove.gateway.own import ControlWay
 
 _FIRST_BODY = 256 * 1024
+_TRIES = 3
 
 _QUEUE_MARGIN = 1.0
-_EXIT_NOTICED = 0.25
 _NO_BODY = (204, 304)
 _SAFE = (b"GET", b"HEAD", b"OPTIONS")
-_NOT_SHOWN = HOP_BY_HOP | {b"x-request-id"}
 
 
 class Forward:
-    """One request's way through. Sink of the request's body and of the response."""
+    """One request's way through. Sink of the request's body and of the response.
+
+    `_first` is the request's body, as far as it is small: to know whom an error is for, or to
+    send it again. `_passed` follows an event stream that may have to be ended here.
+    """
 
     status = 0
+    _tries = 0
+    _passed: sse.Boundary | None = None
+    _tunnel: Tunnel | None = None
     _connection: UpstreamConnection | None = None
     _task: asyncio.Task[None] | None = None
     _chunked = False
@@ -60,23 +69,23 @@ class Forward:
         exchange = self._exchange
         exchange.on_gone = self._client_gone
         exchange.on_deadline = self._timed_out
-        if self._visit.instance is None:
+        visit = self._visit
+        instance = visit.instance
+        if instance is None:
             # the queue has a bound of its own, and words for it
             exchange.deadline = exchange.started_at + self._route.timeout + _QUEUE_MARGIN
         else:
             exchange.deadline = exchange.started_at + self._route.timeout
-        connection = self._kept()
+            if instance.inflight == 1 and visit.claimed:  # as `Visit.serves`
+                session = visit.session
+                instance.serving = exchange.id, session.id if session is not None else ""
+            else:
+                instance.serving = None
+        connection = visit.take()
         if connection is not None:
             self._send(connection)
         else:
             self._begin(self._reach())
-
-    def _kept(self) -> UpstreamConnection | None:
-        try:
-            upstream = self._visit.upstream
-        except ConnectionRefusedError:
-            return None
-        return upstream.take() if upstream is not None else None
 
     def _begin(self, work: Coroutine[None, None, None]) -> None:
         self._task = asyncio.create_task(work)
@@ -85,56 +94,74 @@ class Forward:
     async def _reach(self) -> None:
         """Wait for an instance, and connect. What never reached one is tried on another."""
         try:
-            for last in (False, False, True):
-                try:
-                    await self._arrive()
-                    upstream = self._visit.upstream
-                    assert upstream is not None
-                    connection = await upstream.connect()
-                    break
-                except (OSError, TimeoutError, SessionGoneError) as error:
-                    ended = await self._ended()
-                    if last or not ended or not self._again():
-                        self._fail(self._unreachable(str(error) or type(error).__name__))
-                        return
+            while (connection := await self._connect()) is None:
+                if not self._again():
+                    return
         except CoveError as error:
             self._fail(error)
-        except asyncio.CancelledError:
-            self._end()
-            raise
         else:
-            if self._over:
-                connection.close()
-            else:
-                self._send(connection)
+            self._send(connection)
+
+    async def _connect(self) -> UpstreamConnection | None:
+        """A connection to the visit's instance; None where another may be tried."""
+        self._tries += 1
+        try:
+            await self._arrive()
+            upstream = self._visit.upstream
+            assert upstream is not None
+            connection = await upstream.connect()
+            instance = self._visit.instance
+            if instance is None or instance.state is InstanceState.READY:
+                return connection
+            connection.close()
+            reason = "it is stopping"
+        except (OSError, TimeoutError, DecideAnewError) as error:
+            reason = str(error) or type(error).__name__
+        if await self._gone() and self._tries < _TRIES and isinstance(self._way, Way):
+            return None
+        raise self._lost(reason)
 
     async def _arrive(self) -> None:
-        if self._visit.instance is not None or self._visit.upstream is not None:
+        visit = self._visit
+        if visit.instance is not None or visit.upstream is not None:
             return
         loop, exchange = asyncio.get_running_loop(), self._exchange
-        await self._gateway.affinity.arrive(self._visit, self._route.timeout)
+        await self._gateway.affinity.arrive(visit, self._route.timeout)
+        visit.serves(exchange.id)
         self._route.stats.queued.observe(loop.time() - exchange.started_at)
         exchange.deadline = exchange.started_at + self._route.timeout
 
-    async def _ended(self) -> bool:
-        """Whether the instance is gone; its exit is noticed a moment after its sockets close."""
+    async def _gone(self) -> bool:
         instance = self._visit.instance
-        if instance is None:
-            return True
-        if instance.running is not None:
-            await asyncio.wait([instance.running.exited], timeout=_EXIT_NOTICED)
-        return instance.state is not InstanceState.READY
+        return instance is None or await gone(instance)
 
     def _again(self) -> bool:
-        """Claim another instance. An MCP session cannot: `session_not_found`."""
-        way = self._way
-        if not isinstance(way, Way):
-            return False
+        """Claim another instance. An MCP session cannot: `session_not_found`.
+
+        False where the request is served anew instead: what was decided on it is void.
+        """
+        way, gateway, exchange = self._way, self._gateway, self._exchange
+        assert isinstance(way, Way)
         now = asyncio.get_running_loop().time()
-        self._gateway.affinity.leave(self._visit, now)
+        gateway.affinity.leave(self._visit, now)
         self._visit = Visit(way.route, way.principal)
-        self._visit = self._gateway.affinity.claim(self._exchange, way, now)
-        return True
+        if way.epoch == gateway.epoch:
+            self._visit = gateway.affinity.claim(exchange, way, now)
+            if self._visit.instance is not None:
+                self._visit.serves(exchange.id)
+            return True
+        if exchange.gone:
+            raise self._lost("what was decided on it is void, and nobody waits for it")
+        if gateway.routes.get(way.route.name) is None:
+            raise CoveError(
+                "not_found",
+                f"{way.route.name} was removed",
+                hint="`cove list` shows what is deployed",
+            )
+        self._over = self._left = True
+        exchange.on_gone = exchange.on_deadline = exchange.on_pause = None
+        gateway.serve(exchange)
+        return False
 
     # The request.
 
@@ -148,8 +175,7 @@ class Forward:
             return
         body = exchange.take_buffered()
         done = exchange.body_done
-        if self._visit.learns:
-            self._first = [body]
+        self._first = [body]
         way = self._way
         head = way.sent.of(
             exchange,
@@ -172,9 +198,9 @@ class Forward:
         connection.begin(
             self,
             head + body,
-            head=exchange.method == b"HEAD",
+            head=exchange.head.method == b"HEAD",
             last=done,
-            switches=exchange.upgrade,
+            switches=exchange.head.upgrade,
         )
         exchange.on_pause = self._client_pauses
 
@@ -196,8 +222,12 @@ class Forward:
         if exchange.received > self._route.body:
             self._fail(too_large(self._route))
             return
-        if self._first is not None and exchange.received <= _FIRST_BODY:
-            self._first.append(data)
+        first = self._first
+        if first is not None:
+            first.append(data)
+            size = exchange.received
+            if size > SMALL_BODY and (size > _FIRST_BODY or not self._visit.learns):
+                self._first = None
         connection.send(_chunk(data) if exchange.chunked else data)
 
     def upload_done(self) -> None:
@@ -211,13 +241,21 @@ class Forward:
         self.status = status
         exchange, connection = self._exchange, self._connection
         assert connection is not None
-        block = connection.shown.get(status, headers)
-        if block is None:
-            block = self._shown(status, headers, connection)
-        # MCP answers calls by streams that end with them; others are bound by their lifetime.
-        if not self._route.mcp and _is_stream(headers):
-            exchange.is_stream = True
-            exchange.deadline = exchange.started_at + self._route.lifetime
+        shown = connection.shown.get(status, headers)
+        if shown is None:
+            shown, again = shown_head(
+                status, headers, self._route, prefix=self._way.prefix, session_id=self._session_id
+            )
+            if again:
+                connection.shown.put(status, headers, shown)
+        block, events, encoded = shown
+        if events:
+            # MCP answers calls by streams that end with them; others are bound by their lifetime.
+            if not self._route.mcp:
+                exchange.is_stream = True
+                exchange.deadline = exchange.started_at + self._route.lifetime
+            if length is None and not encoded:
+                self._passed = sse.Boundary()
         out = self._out
         out += (block, exchange.id, b"\r\n")
         if self._visit.extra:
@@ -227,37 +265,13 @@ class Forward:
             return
         if length is not None:
             out.append(b"content-length: %d\r\n" % length)
-        elif status not in _NO_BODY and exchange.method != b"HEAD":
-            self._chunked = exchange.version == b"1.1"
+        elif status not in _NO_BODY and exchange.head.method != b"HEAD":
+            self._chunked = exchange.head.version == b"1.1"
             if self._chunked:
                 out.append(b"transfer-encoding: chunked\r\n")
             else:
                 exchange.keep_alive = False
         out.append(b"\r\n" if exchange.keep_alive else b"connection: close\r\n\r\n")
-
-    def _shown(self, status: int, headers: Headers, connection: UpstreamConnection) -> bytes:
-        """The response's head as the client gets it, up to its request id."""
-        out = [status_line(status)]
-        own = True
-        dropped = _NOT_SHOWN.union(*(listed(v) for n, v in headers if n == b"connection"))
-        for name, value in headers:
-            if name in dropped:
-                continue
-            if name == b"location" and value.startswith(inner := b"http://" + self._route.host):
-                own = False
-                value = self._way.prefix + value.removeprefix(inner) or b"/"
-            if name == b"mcp-session-id" and self._route.mcp:
-                own = False
-                token = self._session_id(status, value)
-                if token is None:
-                    continue
-                value = token
-            out += (name, b": ", value, b"\r\n")
-        out.append(b"x-request-id: ")
-        block = b"".join(out)
-        if own:
-            connection.shown.put(status, headers, block)
-        return block
 
     def _session_id(self, status: int, value: bytes) -> bytes | None:
         """The id to show the client: its own, a new one where initialize brought one, or none."""
@@ -273,10 +287,13 @@ class Forward:
         token = self._gateway.affinity.learn(visit, value)
         if visit.session is not None:
             self._gateway.farewells.expect(visit.route, visit.session)
+            visit.serves(self._exchange.id)
         return token
 
     def body(self, data: bytes) -> None:
         self._out.append(_chunk(data) if self._chunked else data)
+        if self._passed is not None:
+            self._passed.feed(data)
 
     def done(self) -> None:
         if self._chunked:
@@ -297,23 +314,49 @@ class Forward:
 
     def lost(self, reason: str) -> None:
         connection, self._connection = self._connection, None
-        exchange = self._exchange
-        if exchange.started or self._out:
-            self._end()
-            exchange.abort()
-        elif connection is not None and connection.reused and self._may_repeat():
-            self._begin(self._reach())  # it was closed as we wrote: nobody has seen the request
+        if self._exchange.started:
+            if self._passed is not None and self._passed.reached:
+                self._begin(self._explain(reason))
+            else:
+                self._fail(self._lost(reason))
+            return
+        self._out.clear()
+        assert connection is not None
+        if connection.unreached and self._tries < _TRIES and self._take_back():
+            self._begin(self._reach())
+        elif connection.reused and self._may_repeat():
+            self._begin(self._repeat(reason))
         else:
             self._begin(self._explain(reason))
+
+    def _take_back(self) -> bool:
+        """Give the exchange its body back, where all of it is still here."""
+        exchange, body = self._exchange, self._asked()
+        if not exchange.body_done or len(body) < exchange.received:
+            return False
+        exchange.put_back(body)
+        return True
+
+    def _asked(self) -> bytes:
+        """The request's body, unless it is large."""
+        return b"".join(self._first) if self._first is not None else self._exchange.at_hand()
 
     def _may_repeat(self) -> bool:
         """RFC 9110 §9.2.2: without asking, only what changes nothing."""
         exchange = self._exchange
         return exchange.method in _SAFE and exchange.body_done and not exchange.received
 
+    async def _repeat(self, reason: str) -> None:
+        """A kept connection was closed as we wrote: ask anew, unless it was by the request that
+        its instance has ended."""
+        if await self._gone():
+            self._fail(self._lost(reason))
+        else:
+            await self._reach()
+
     async def _explain(self, reason: str) -> None:
-        await self._ended()
-        self._fail(self._unreachable(reason))
+        await self._gone()
+        self._fail(self._lost(reason))
 
     def pause(self, paused: bool) -> None:
         if paused:
@@ -332,7 +375,12 @@ class Forward:
         assert self._connection is not None
         exchange, connection = self._exchange, self._connection
         exchange.deadline = asyncio.get_running_loop().time() + self._route.lifetime
-        Tunnel(exchange, connection, self._end).open()
+        tunnel = self._tunnel = Tunnel(exchange, connection, self._tunnel_ended)
+        tunnel.open(lambda: self._begin(tunnel.lose(self._visit.instance)))
+
+    def _tunnel_ended(self) -> None:
+        self._tunnel = None
+        self._end()
 
     # Ends.
 
@@ -345,43 +393,52 @@ class Forward:
             if exchange.deadline:
                 loop = asyncio.get_running_loop()
                 self._timer = loop.call_at(exchange.deadline, self._timed_out)
+            self._gateway.unattended(self._timed_out)
             return
-        self._over = True
         if self._task is not None:
             self._task.cancel()
-        else:
-            self._close()
-            self._end()
+        self._close()
+        self._end()
 
     def _timed_out(self) -> None:
-        self._fail(
-            CoveError(
-                "timeout",
-                f"{self._route.name} did not answer within {self._route.timeout:g} s",
-                hint="raise limits.timeout in cove.toml if its requests take longer",
-            )
-        )
+        """Its time has passed, or Cove's."""
+        closing = self._gateway.closing
+        if self._tunnel is not None:
+            why = "Cove is stopping" if closing else "session.lifetime has passed"
+            self._tunnel.close(GOING_AWAY, why)
+        else:
+            self._fail(stopping() if closing else overdue(self._route))
 
-    def _unreachable(self, reason: str) -> CoveError:
-        instance = self._visit.instance
-        ended = f"; it ended: {instance.exit}" if instance is not None and instance.exit else ""
-        return CoveError(
-            "bad_gateway",
-            f"{self._route.name} did not answer: {reason}{ended}",
-            hint=f"`cove describe {self._route.name}` shows its instances",
-        )
+    def _lost(self, happened: str) -> CoveError:
+        return lost(self._route.name, self._visit.instance, happened)
 
     def _fail(self, error: CoveError) -> None:
         if self._task is not None and self._task is not asyncio.current_task():
-            self._over = True
             self._task.cancel()
         self._close()
         self.status = error.status
+        exchange, asked = self._exchange, self._asked()
         self._end()
-        if self._exchange.started:
-            self._exchange.abort()
+        if not exchange.started:
+            self._gateway.refuse(exchange, error, rpc=self._route.mcp, asked=asked)
+        elif (end := self._last_words(error, asked)) is not None:
+            exchange.write(end)
+            exchange.finish()
         else:
-            self._gateway.refuse(self._exchange, error, rpc=self._route.mcp)
+            exchange.abort()
+
+    def _last_words(self, error: CoveError, asked: bytes) -> bytes | None:
+        """What makes the answer that has begun a whole one; None where nothing does."""
+        if self._passed is None:
+            return None
+        mcp = self._route.mcp
+        said = last_words(error, self._exchange, self._passed, asked, mcp=mcp)
+        if said is None:
+            return None
+        out = b"".join(self._out)
+        if not self._chunked:
+            return out + said
+        return out + (_chunk(said) if said else b"") + b"0\r\n\r\n"
 
     def _close(self) -> None:
         if self._connection is not None:
@@ -397,9 +454,11 @@ class Forward:
         if not self._left:
             self._left = True
             exchange = self._exchange
+            if exchange.gone:
+                self._gateway.attended(self._timed_out)
             # Without these the two hold each other, and only the collector would free them.
             exchange.on_gone = exchange.on_deadline = exchange.on_pause = None
-            self._gateway.leave(self._exchange, self._route, self._visit, self.status)
+            self._gateway.leave(exchange, self._way, self._visit, self.status)
 
 
 class _Upload:
@@ -410,22 +469,6 @@ class _Upload:
     def __init__(self, forward: Forward) -> None:
         self.body = forward.upload
         self.body_done = forward.upload_done
-
-
-def too_large(route: Destination) -> CoveError:
-    """The request's body is over the function's bound."""
-    return CoveError(
-        "too_large",
-        f"the body is larger than {route.body} bytes, the most that {route.name} takes",
-        hint="send less, or raise limits.body in cove.toml",
-    )
-
-
-def _is_stream(headers: Headers) -> bool:
-    return any(
-        name == b"content-type" and value.lower().startswith(b"text/event-stream")
-        for name, value in headers
-    )
 
 
 def _chunk(data: bytes) -> bytes:

@@ -4,40 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import difflib
+from collections.abc import Callable
 
 import structlog
 
+from cove.engine.instance import Instance
+from cove.engine.sessions import Session
 from cove.errors import CoveError
 from cove.gateway import held, sse_backend, sse_bridge, streamable_bridge
-from cove.gateway.affinity import Affinity, Visit, Way
+from cove.gateway.access import Access, unheard
+from cove.gateway.affinity import Affinity, Visit, Way, stopping
 from cove.gateway.call import Call
-from cove.gateway.destination import Destination
-from cove.gateway.exchange import Exchange
+from cove.gateway.destination import too_large
+from cove.gateway.exchange import CLIENT_LEFT, Exchange
 from cove.gateway.farewell import Farewells
-from cove.gateway.forward import Forward, too_large
+from cove.gateway.forward import Forward
 from cove.gateway.head import Heads
-from cove.gateway.heads import SentHead
 from cove.gateway.http import Connection
+from cove.gateway.own import ControlWay, Own
 from cove.gateway.policy import Policy
-from cove.gateway.replies import error_reply, simple_reply
+from cove.gateway.replies import error_reply
 from cove.gateway.routes import Route, RouteTable
 from cove.gateway.upstream import Upstream
 from cove.mcp import messages
 from cove.mcp.classify import Era, era, listens
-from cove.metrics import FunctionStats, Metrics
+from cove.metrics import Metrics
 
 log = structlog.get_logger("cove.gateway")
 
 _CHECK_SECONDS = 0.25
 _LAST_BYTES_SECONDS = 2.0
-_API_BODY = 512 * 1024 * 1024
-_API_SECONDS = 3600.0
+_STRANGERS = (401, 403)  # whose bodies are nobody's to look into
 MESSAGES = b"/messages/"
 
 
 class Gateway:
-    """Routes, policy, affinity and the connections of one listener."""
+    """Routes, policy, affinity and the connections of one listener.
+
+    `draining`: nothing new is begun that has to wait; `closing`: what is left is cut short.
+    """
 
     def __init__(
         self,
@@ -48,22 +53,22 @@ class Gateway:
         metrics: Metrics,
         api: Upstream,
         most_connections: int = 10_000,
+        access: Access = unheard,
     ) -> None:
         self.routes = routes
         self.policy = policy
         self.affinity = affinity
         self.farewells = Farewells(self.keep)
         self.draining = False
+        self.closing = False
         self.heads = Heads()
-        self._metrics = metrics
-        self._api = api
-        self._control = Destination(
-            "the control API", FunctionStats(), body=_API_BODY, timeout=_API_SECONDS
-        )
+        self._access = access
+        self._own = Own(self, api, metrics)
         self._most = most_connections
         self._connections: set[Connection] = set()
         self._emptied = asyncio.Event()
         self._emptied.set()
+        self._unattended: dict[Callable[[], None], asyncio.Future[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
 
@@ -91,25 +96,64 @@ class Gateway:
                 connection.check(now)
 
     async def drain(self, seconds: float) -> None:
-        """Let requests finish, at most so long; then end what is left, streams last."""
+        """Let requests finish, at most so long; then end what is left, streams last.
+
+        Who waits for an instance is told so at once. Who is connected may still ask, and is
+        told to close, until half of the time is left for the answer.
+        """
         self.draining = True
+        self.affinity.close()
+        for route in self.routes.all():
+            route.pool.fail_waiting(stopping())
+        for connection in self._connections:
+            connection.last_reply()
+        end = self._loop.time() + seconds
+        await self._quiet(end - seconds / 2)
         for connection in list(self._connections):
             connection.close_idle()
+        await self._quiet(end)
+        self.closing = True
+        await self._cut()
+        await self._close()
+
+    async def _quiet(self, end: float) -> None:
+        """Until no request is being served, `end` at the latest."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while busy := [c.idle() for c in self._connections if c.busy]:
+            async with asyncio.timeout_at(end):
+                while busy := [
+                    *(c.idle() for c in self._connections if c.busy),
+                    *self._unattended.values(),
+                ]:
                     await asyncio.wait(busy)
+
+    async def _cut(self) -> None:
+        """Tell everybody that their time has passed, in the words of their protocol."""
+        for connection in sorted(self._connections, key=lambda c: not c.busy):
+            connection.cut()
+        for cut in list(self._unattended):
+            cut()
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=1)
+
+    async def _close(self) -> None:
         for connection in list(self._connections):
-            connection.close()
+            connection.leave()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_BYTES_SECONDS):
                 await self._emptied.wait()
         for connection in list(self._connections):
             connection.abort()
+
+    def unattended(self, cut: Callable[[], None]) -> None:
+        """A request goes on whose client has left; `cut` ends it."""
+        self._unattended[cut] = self._loop.create_future()
+
+    def attended(self, cut: Callable[[], None]) -> None:
+        """It has ended, if it was one."""
+        if (ended := self._unattended.pop(cut, None)) is not None:
+            ended.set_result(None)
 
     def keep(self, task: asyncio.Task[None]) -> None:
         """Hold a task to its end; what it raises is a defect and is logged."""
@@ -124,48 +168,57 @@ class Gateway:
     # Exchanges.
 
     @property
-    def _epoch(self) -> int:
+    def epoch(self) -> int:
         """What was decided on a head holds as long as this stays as it is."""
         return self.routes.epoch + self.policy.epoch
 
     def serve(self, exchange: Exchange) -> None:
         way: Way | None = exchange.head.way
-        rpc = False
+        if self.draining:
+            exchange.keep_alive = False
         try:
-            if way is not None and way.epoch == self._epoch:
-                rpc = way.route.mcp
+            if way is not None and way.epoch == self.routes.epoch + self.policy.epoch:
                 self._go(exchange, way)
-                return
-            host = exchange.fields.get(b"host", b"")
-            if not self.policy.check_host(host):
-                raise CoveError(
-                    "misdirected",
-                    "Invalid Host header: this Cove serves loopback names and its own domain",
-                    hint="call it by 127.0.0.1, localhost or a name under --domain",
-                )
-            found = self.routes.match(host, exchange.target)
-            if found is None:
-                self._own(exchange, host)
-                return
-            route, prefix, rest = found
-            rpc = route.mcp
-            principal, by_key = self.policy.principal(exchange)
-            self.policy.admit(exchange, route, by_key)
-            if route.mcp:
-                self._serve_mcp(exchange, route, prefix, rest, principal, by_key)
             else:
-                self.forward(exchange, route, principal, rest, prefix=prefix, key=by_key)
+                self._route(exchange)
         except CoveError as error:
-            self.refuse(exchange, error, rpc=rpc)
-            if found_route := self._route_of(exchange):
-                found_route.stats.answered(error.status, self._loop.time() - exchange.started_at)
+            self._refused(exchange, error)
         except Exception:
             log.exception("request failed", request_id=exchange.id.decode())
-            self.refuse(exchange, CoveError("internal", "Cove failed on this request"), rpc=rpc)
+            self._refused(exchange, CoveError("internal", "Cove failed on this request"))
 
-    def _route_of(self, exchange: Exchange) -> Route | None:
+    def _route(self, exchange: Exchange) -> None:
+        """Decide what a head comes to, and do it."""
+        host = exchange.fields.get(b"host", b"")
+        if not self.policy.check_host(host):
+            raise CoveError(
+                "misdirected",
+                "Invalid Host header: this Cove serves loopback names and its own domain",
+                hint="call it by 127.0.0.1, localhost or a name under --domain",
+            )
+        found = self.routes.match(host, exchange.target)
+        if found is None:
+            self._own.serve(exchange, host)
+            return
+        route, prefix, rest = found
+        principal, by_key = self.policy.principal(exchange)
+        self.policy.admit(exchange, route, by_key)
+        if route.mcp:
+            self._serve_mcp(exchange, route, prefix, rest, principal, by_key)
+        else:
+            self.forward(exchange, route, principal, rest, prefix=prefix, key=by_key)
+
+    def _refused(self, exchange: Exchange, error: CoveError) -> None:
+        """A request has met no instance, and may have been for no function."""
         found = self.routes.match(exchange.fields.get(b"host", b""), exchange.target)
-        return found[0] if found else None
+        route = found[0] if found is not None else None
+        self.refuse(exchange, error, rpc=route is not None and route.mcp)
+        if route is not None:
+            seconds = self._loop.time() - exchange.started_at
+            route.stats.answered(error.status, seconds)
+            principal = self.policy.principal(exchange)[0]
+            version = route.pool.version.number
+            self._tell(exchange, route.name, version, None, None, principal, error.status, seconds)
 
     def _serve_mcp(
         self,
@@ -238,7 +291,7 @@ class Gateway:
             prefix=prefix,
             key=key,
             modern=cancels,
-            epoch=self._epoch,
+            epoch=self.epoch,
         )
         self._go(exchange, way)
 
@@ -252,117 +305,119 @@ class Gateway:
             if error.code != "too_many_requests" or not way.route.learns:
                 raise
             call = Call(self, exchange, way.route, way.principal, way.prefix, way.key)
-            call.run(self._when_full(exchange, way, error), cancels=False, counts=False)
+            call.run(self._when_full(call, way, error), cancels=False)
             return
         Forward(self, exchange, way, visit).start()
 
-    async def _when_full(self, exchange: Exchange, way: Way, error: CoveError) -> None:
+    async def _when_full(self, call: Call, way: Way, error: CoveError) -> None:
         """A session's answers, notifications and end reach a full instance: it waits for them."""
+        exchange = call.exchange
         if exchange.method == b"POST":
-            body = await exchange.read_body(way.route.body)
-            if body is None:
-                raise too_large(way.route)
+            body = await call.read()
             if messages.asks(body):
                 raise error
             exchange.put_back(body)
         elif exchange.method != b"DELETE":
             raise error
         visit = self.affinity.accompany(way, self._loop.time())
+        call.handed_on = True
         Forward(self, exchange, way, visit).start()
 
-    def leave(self, exchange: Exchange, route: Destination, visit: Visit, status: int) -> None:
+    def leave(self, exchange: Exchange, way: Way | ControlWay, visit: Visit, status: int) -> None:
         """The end of a forwarded exchange: its instance has room again, its numbers count."""
         now = self._loop.time()
-        session = visit.session
+        session, instance = visit.session, visit.instance
         self.affinity.leave(visit, now)
         if session is not None and session.remote and _ends_session(exchange, status):
             self.affinity.end(session)
+        route, seconds = way.route, now - exchange.started_at
         if status:
-            route.stats.answered(status, now - exchange.started_at)
+            route.stats.answered(status, seconds)
+        if (principal := way.principal) is not None:
+            head = exchange.head
+            self._access(
+                route.name,
+                visit.pool.version.number,
+                instance.id if instance is not None else "",
+                session.id if session is not None else "",
+                exchange.id,
+                principal,
+                head.method,
+                head.target,
+                exchange.left or status or CLIENT_LEFT,
+                seconds,
+            )
 
-    def refuse(self, exchange: Exchange, error: CoveError, *, rpc: bool) -> None:
-        """Answer with an error, in the protocol of the route."""
+    def served(self, call: Call) -> None:
+        """The end of an exchange that a coroutine served.
+
+        Streams are counted; how long they were open says nothing of how fast they are.
+        """
+        exchange, route, session = call.exchange, call.route, call.session
+        seconds = self._loop.time() - exchange.started_at
+        if exchange.is_stream:
+            route.stats.requests[call.status] = route.stats.requests.get(call.status, 0) + 1
+        elif not exchange.left:
+            route.stats.answered(call.status, seconds)
+        pool = session.pool if session is not None else route.pool
+        instance = call.instance or (session.instance if session is not None else None)
+        self._tell(
+            exchange,
+            route.name,
+            pool.version.number,
+            instance,
+            session,
+            call.principal,
+            call.status,
+            seconds,
+        )
+
+    def _tell(
+        self,
+        exchange: Exchange,
+        function: str,
+        version: int,
+        instance: Instance | None,
+        session: Session | None,
+        principal: str,
+        status: int,
+        seconds: float,
+    ) -> None:
+        head = exchange.head
+        self._access(
+            function,
+            version,
+            instance.id if instance is not None else "",
+            session.id if session is not None else "",
+            exchange.id,
+            principal,
+            head.method,
+            head.target,
+            exchange.left or status,
+            seconds,
+        )
+
+    def refuse(
+        self, exchange: Exchange, error: CoveError, *, rpc: bool, asked: bytes = b""
+    ) -> None:
+        """Answer with an error, in the protocol of the route.
+
+        `asked` is the request's body, if it is not with the exchange any more.
+        """
         if exchange.started or exchange.gone:
             exchange.abort()
             return
         if error.status >= 500:
             log.warning("refused", request_id=exchange.id.decode(), reason=error.message)
+        ident = None
+        if rpc and error.status not in _STRANGERS:
+            ids = messages.request_ids(asked or exchange.at_hand())
+            ident = ids[0] if len(ids) == 1 else None
         keep = exchange.body_done and exchange.keep_alive
-        exchange.answer(error_reply(error, exchange.id, rpc=rpc, keep_alive=keep), keep_alive=keep)
-
-    # Cove's own paths.
-
-    def _own(self, exchange: Exchange, host: bytes) -> None:
-        path = exchange.path
-        if path == b"/v1" or path.startswith(b"/v1/"):
-            self._to_api(exchange)
-        elif path == b"/healthz":
-            self._say(exchange, 200, b"ok\n")
-        elif path == b"/readyz":
-            self._say(
-                exchange,
-                503 if self.draining else 200,
-                b"draining\n" if self.draining else b"ready\n",
-            )
-        elif path == b"/metrics":
-            if not self.policy.loopback and not self.policy.principal(exchange)[1]:
-                raise CoveError("unauthorized", "/metrics needs a project key on this listener")
-            self._say(exchange, 200, self._metrics.render(), b"text/plain; version=0.0.4")
-        else:
-            raise self._no_route(path, host)
-
-    def _no_route(self, path: bytes, host: bytes) -> CoveError:
-        name = self.routes.hosted(host) or (
-            path.split(b"/")[2] if path.startswith(b"/fn/") else b""
+        exchange.answer(
+            error_reply(error, exchange.id, rpc=rpc, ident=ident, keep_alive=keep),
+            keep_alive=keep,
         )
-        if not name:
-            return CoveError(
-                "not_found",
-                f"nothing is served at {path.decode('latin-1')}",
-                hint="functions are at /fn/NAME/…; `cove list` shows their URLs",
-            )
-        text = name.decode("latin-1")
-        near = difflib.get_close_matches(text, [route.name for route in self.routes.all()], 1)
-        return CoveError(
-            "not_found",
-            f"there is no function {text}",
-            hint=f"did you mean {near[0]}?" if near else "`cove list` shows what is deployed",
-        )
-
-    def _say(
-        self, exchange: Exchange, status: int, body: bytes, kind: bytes = b"text/plain"
-    ) -> None:
-        extra = b"X-Request-Id: " + exchange.id
-        exchange.answer(simple_reply(status, body, content_type=kind, extra=extra))
-
-    def _to_api(self, exchange: Exchange) -> None:
-        Forward(
-            self, exchange, ControlWay(self._control, exchange), ControlVisit(self._api)
-        ).start()
-
-
-class ControlWay:
-    """The way of a request to the control API, which authenticates by itself."""
-
-    prefix = b""
-    key = False
-    modern = True
-
-    def __init__(self, route: Destination, exchange: Exchange) -> None:
-        self.route = route
-        self.target = exchange.target
-        self.sent = SentHead()
-
-
-class ControlVisit(Visit):
-    """A stay at the control API, which always has room and keeps no sessions."""
-
-    def __init__(self, upstream: Upstream) -> None:
-        self._upstream = upstream
-
-    @property
-    def upstream(self) -> Upstream:
-        return self._upstream
 
 
 def _ends_session(exchange: Exchange, status: int) -> bool:

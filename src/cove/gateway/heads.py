@@ -6,9 +6,12 @@ remembered with its original, and only the request id and the length are new.
 
 from __future__ import annotations
 
-from cove.gateway.destination import Destination
+from collections.abc import Callable
+
+from cove.gateway.destination import HOP_BY_HOP, Destination
 from cove.gateway.exchange import Exchange
 from cove.gateway.head import Headers
+from cove.gateway.replies import status_line
 
 
 class SentHead:
@@ -40,21 +43,65 @@ class SentHead:
         return b"%bx-request-id: %b\r\n" % (head, exchange.id)
 
 
+Shown = tuple[bytes, bool, bool]
+"""A response's head as its client gets it, up to its request id; whether events follow, and
+whether they are encoded."""
+
+
 class ShownHead:
     """The last response head of a connection that was rewritten for its client."""
 
-    __slots__ = ("_block", "_headers", "_status")
+    __slots__ = ("_headers", "_shown", "_status")
 
     def __init__(self) -> None:
         self._status = 0
         self._headers: Headers = []
-        self._block = b""
+        self._shown: Shown = (b"", False, False)
 
-    def get(self, status: int, headers: Headers) -> bytes | None:
-        return self._block if status == self._status and headers == self._headers else None
+    def get(self, status: int, headers: Headers) -> Shown | None:
+        return self._shown if status == self._status and headers == self._headers else None
 
-    def put(self, status: int, headers: Headers, block: bytes) -> None:
-        self._status, self._headers, self._block = status, headers, block
+    def put(self, status: int, headers: Headers, shown: Shown) -> None:
+        self._status, self._headers, self._shown = status, headers, shown
+
+
+_NOT_SHOWN = HOP_BY_HOP | {b"x-request-id"}
+
+
+def shown_head(
+    status: int,
+    headers: Headers,
+    source: Destination,
+    *,
+    prefix: bytes,
+    session_id: Callable[[int, bytes], bytes | None],
+) -> tuple[Shown, bool]:
+    """A response's head for its client, and whether that is the same for every client.
+
+    `session_id` is asked what an MCP session's id is to the client.
+    """
+    out = [status_line(status)]
+    same, events, encoded = True, False, False
+    dropped = _NOT_SHOWN.union(*(listed(v) for n, v in headers if n == b"connection"))
+    for name, value in headers:
+        if name in dropped:
+            continue
+        if name == b"content-type":
+            events = value.lower().startswith(b"text/event-stream")
+        elif name == b"content-encoding":
+            encoded = True
+        elif name == b"location" and value.startswith(inner := b"http://" + source.host):
+            same = False
+            value = prefix + value.removeprefix(inner) or b"/"
+        elif name == b"mcp-session-id" and source.mcp:
+            same = False
+            shown = session_id(status, value)
+            if shown is None:
+                continue
+            value = shown
+        out += (name, b": ", value, b"\r\n")
+    out.append(b"x-request-id: ")
+    return (b"".join(out), events, encoded), same
 
 
 def request_head(

@@ -17,10 +17,9 @@ from cove.engine.sessions import Session
 from cove.errors import CoveError
 from cove.gateway.eventstream import EventStream, parsed, pass_whole
 from cove.gateway.fetch import Response, fetch
-from cove.gateway.forward import too_large
 from cove.gateway.heads import request_head
 from cove.gateway.listen import Listen, Refusal, read
-from cove.gateway.replies import simple_reply
+from cove.mcp import sse
 from cove.states import InstanceState, SessionState
 
 if TYPE_CHECKING:
@@ -48,20 +47,14 @@ async def serve_get(call: Call, target: bytes) -> None:
 
 async def serve_listen(call: Call, target: bytes) -> None:
     """`subscriptions/listen` (MCP 2026-07-28): acknowledged here where no instance is."""
-    body = await call.exchange.read_body(call.route.body)
-    if body is None:
-        raise too_large(call.route)
+    body = await call.read()
     found = read(
         body,
         call.exchange.fields.get(b"mcp-protocol-version", b""),
         modern=call.route.pool.version.facts.modern,
     )
     if isinstance(found, Refusal):
-        extra = b"X-Request-Id: " + call.exchange.id
-        call.exchange.write(
-            simple_reply(found.status, found.body, content_type=b"application/json", extra=extra)
-        )
-        call.exchange.finish()
+        call.reply(found.status, found.body, b"application/json")
         return
     await _Hold(call, target, body, None, found).run()
 
@@ -77,6 +70,7 @@ class _Hold:
         session: Session | None,
         listen: Listen | None,
     ) -> None:
+        call.session = session
         self._call = call
         self._target = target
         self._body = body
@@ -104,8 +98,11 @@ class _Hold:
             on_change.discard(self._notice)
             if self._session is not None:
                 self._session.on_end.discard(self._notice)
-            if self._out.started and self._listen is not None:
-                self._out.write(self._listen.end())
+            if self._out.started:
+                if self._call.gateway.draining:
+                    self._out.write(sse.RETRY)
+                if self._listen is not None:
+                    self._out.write(self._listen.end())
             self._out.finish()
 
     def _notice(self) -> None:
@@ -212,6 +209,7 @@ class _Hold:
                 async with fetch(call.route.upstream(instance), head, self._body) as response:
                     patience.reschedule(None)
                     self._upstream = instance, response
+                    call.instance = instance
                     instance.on_stopping.add(self._notice)
                     return await self._relay(response)
         except OSError:
@@ -224,7 +222,7 @@ class _Hold:
         if response.status != 200 or not response.is_stream:
             if self._out.started:
                 return False
-            await pass_whole(self._call.exchange, response, _ERROR_BODY)
+            await pass_whole(self._call, response, _ERROR_BODY)
             return True
         if not self._out.started:
             self._out.start()

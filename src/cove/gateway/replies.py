@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from http import HTTPStatus
+from typing import Any
 
 from cove.errors import CoveError
-from cove.mcp import messages
+from cove.mcp import messages, sse
 
 REASONS: dict[int, bytes] = {status.value: status.phrase.encode() for status in HTTPStatus}
 
@@ -33,16 +34,36 @@ def simple_reply(
     return head + b"\r\n" + body
 
 
+def rpc_error(error: CoveError, request_id: bytes, ident: messages.RequestId | None) -> bytes:
+    """An error as the JSON-RPC response to a request; `ident` None where that is unknown."""
+    text = f"{error.message} ({error.hint})" if error.hint else error.message
+    return messages.error(error.rpc, text, ident, _detail(error, request_id))
+
+
+def rpc_event(error: CoveError, request_id: bytes, ident: messages.RequestId) -> bytes:
+    """The same as an event, for a stream that owes the response."""
+    return sse.encode(rpc_error(error, request_id, ident))
+
+
+def _detail(error: CoveError, request_id: bytes) -> dict[str, Any]:
+    return {**error.to_json(), "request_id": request_id.decode()}
+
+
 def error_reply(
-    error: CoveError, request_id: bytes, *, rpc: bool, keep_alive: bool = True, extra: bytes = b""
+    error: CoveError,
+    request_id: bytes,
+    *,
+    rpc: bool,
+    ident: messages.RequestId | None = None,
+    keep_alive: bool = True,
+    extra: bytes = b"",
 ) -> bytes:
-    """An error: a JSON-RPC body on MCP routes (its id is unknown here), plain JSON elsewhere."""
-    detail = {**error.to_json(), "request_id": request_id.decode()}
+    """An error: a JSON-RPC body on MCP routes, for the request `ident`; plain JSON elsewhere."""
     if rpc:
-        text = f"{error.message} ({error.hint})" if error.hint else error.message
-        body = messages.error(error.rpc, text, None, detail)
+        body = rpc_error(error, request_id, ident)
     else:
-        body = json.dumps({"error": detail}, ensure_ascii=False).encode()
+        said = {"error": _detail(error, request_id)}
+        body = json.dumps(said, ensure_ascii=False).encode()
     lines = [b"X-Request-Id: " + request_id]
     if error.retry:
         lines.append(b"Retry-After: 1")

@@ -17,9 +17,9 @@ from cove.engine.instance import Instance
 from cove.errors import CoveError
 from cove.gateway.eventstream import parsed, pass_whole
 from cove.gateway.fetch import Response, fetch
-from cove.gateway.forward import too_large
 from cove.gateway.head import Headers
 from cove.gateway.heads import request_head
+from cove.gateway.loss import gone
 from cove.gateway.sse_session import SseSession, find
 from cove.mcp import sse
 
@@ -32,8 +32,18 @@ REPLY_BYTES = 1024 * 1024
 
 async def stream(call: Call) -> None:
     """GET /sse: the session, from the endpoint event to its end."""
+    for last in (False, False, True):
+        instance = await opening(call)
+        try:
+            await _serve(call, instance)
+            return
+        except ConnectionRefusedError:  # it was not reached: another may be
+            if last or not await gone(instance):
+                raise
+
+
+async def _serve(call: Call, instance: Instance) -> None:
     pool = call.route.pool
-    instance = await call.gateway.affinity.opening(call.route)
     session: SseSession | None = None
     try:
         async with open_stream(call, instance) as (response, remote, events):
@@ -43,14 +53,22 @@ async def stream(call: Call) -> None:
             await _relay(session, events)
     except AnsweredError:
         pass
-    except (ConnectionError, TimeoutError):
+    except (ConnectionError, TimeoutError) as error:
         if session is None:
             raise
+        if isinstance(error, ConnectionError) and not session.ended:
+            await gone(instance)  # what it still owes is answered with how it ended
     finally:
         if session is None:
             call.gateway.affinity.give_up(pool, instance)
         else:
             session.close()
+
+
+async def opening(call: Call) -> Instance:
+    """An instance with a slot for a session to be; a claim and the slot are the caller's."""
+    instance = call.instance = await call.gateway.affinity.opening(call.route)
+    return instance
 
 
 async def _relay(session: SseSession, events: AsyncIterator[sse.Event]) -> None:
@@ -85,7 +103,7 @@ async def open_stream(
                 )
             )
             if response.status >= 400:
-                await pass_whole(call.exchange, response, REPLY_BYTES)
+                await pass_whole(call, response, REPLY_BYTES)
                 raise AnsweredError
             events = parsed(response)
             remote = await _endpoint(call, response, events)
@@ -154,10 +172,8 @@ def posted(
 async def post(call: Call) -> None:
     """POST to the messages path: sent on to where the endpoint event said."""
     session = find(call)
-    body = await call.exchange.read_body(call.route.body)
-    if body is None:
-        raise too_large(call.route)
-    ids = session.asks(body)
+    body = await call.read()
+    ids = session.asks(call, body)
     accepted = False
     try:
         async with (
@@ -165,7 +181,7 @@ async def post(call: Call) -> None:
             posted(call, session.instance, session.remote, body) as response,
         ):
             accepted = response.status < 300
-            await pass_whole(call.exchange, response, REPLY_BYTES)
+            await pass_whole(call, response, REPLY_BYTES)
     finally:
         if not accepted:
             session.answered(*ids)

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from cove.engine.instance import Instance
 from cove.errors import CoveError
+from cove.gateway.destination import overdue
 from cove.gateway.eventstream import parsed
 from cove.gateway.fetch import Response, fetch
-from cove.gateway.forward import too_large
 from cove.gateway.head import Headers
 from cove.gateway.heads import request_head
-from cove.gateway.replies import simple_reply
+from cove.gateway.loss import gone, lost
 from cove.gateway.room import Room
-from cove.gateway.sse_backend import own_head
+from cove.gateway.sse_backend import opening, own_head
 from cove.gateway.sse_session import SseSession, find
 from cove.mcp import messages, sse
 
@@ -36,7 +36,7 @@ _RETRY_MOST = 30.0
 async def stream(call: Call) -> None:
     """GET /sse: the session, until its client leaves, it idles out, or its lifetime ends."""
     pool = call.route.pool
-    instance = await call.gateway.affinity.opening(call.route)
+    instance = await opening(call)
     ended = asyncio.Event()
     bridged = _Bridged(call, instance, ended)
     pool.release(instance, asyncio.get_running_loop().time())
@@ -54,8 +54,7 @@ async def post(call: Call) -> None:
     session = find(call)
     assert isinstance(session, _Bridged)
     await session.accept(call)
-    call.exchange.write(simple_reply(202, b"Accepted", extra=b"X-Request-Id: " + call.exchange.id))
-    call.exchange.finish()
+    call.reply(202, b"Accepted")
 
 
 class _Bridged(SseSession):
@@ -87,10 +86,8 @@ class _Bridged(SseSession):
             ) from None
         kept = False
         try:
-            body = await call.exchange.read_body(call.route.body)
-            if body is None:
-                raise too_large(call.route)
-            ids = self.asks(body)
+            body = await call.read()
+            ids = self.asks(call, body)
             task = self._pass_on(call, body, ids)
             if not ids:
                 kept = True
@@ -122,16 +119,19 @@ class _Bridged(SseSession):
         ids: list[messages.RequestId],
         previous: asyncio.Task[None] | None,
     ) -> None:
-        reason = "its answer ended early"
+        why = lost(call.route.name, None, "its answer ended early")
         try:
             async with asyncio.timeout(call.route.timeout):
                 if previous is not None:
                     await asyncio.wait([previous])
                 await self._exchange(self._head(call, len(body)), body, ids)
-        except (OSError, TimeoutError) as error:
-            reason = str(error) or "no answer in time"
+        except TimeoutError:
+            why = overdue(call.route)
+        except OSError as error:
+            await gone(self.instance)
+            why = lost(call.route.name, self.instance, str(error))
         for ident in ids:
-            self.fail(ident, f"{call.route.name} failed: {reason}")
+            self.fail(ident, why)
 
     def _head(self, call: Call, length: int) -> bytes:
         return request_head(
@@ -177,7 +177,7 @@ class _Bridged(SseSession):
                 self._learn_version(answer)
             await self._say(_with_id(answer, ids))
         for ident in ids:
-            self.fail(ident, f"the server answered {response.status}")
+            self.fail(ident, lost(self.call.route.name, None, f"it said {response.status}"))
         if response.status == 404 and self._backend:
             self._backend = []
             self.close()  # the server has lost the session: the client is to open another

@@ -17,10 +17,13 @@ from cove.engine.instance import Instance
 from cove.engine.pool import Pool
 from cove.engine.sessions import Session
 from cove.errors import CoveError
-from cove.gateway.affinity import unknown_session
+from cove.gateway.affinity import stopping, unknown_session
+from cove.gateway.destination import overdue
 from cove.gateway.eventstream import EventStream
+from cove.gateway.loss import lost
+from cove.gateway.replies import rpc_event
 from cove.mcp import messages, sse
-from cove.states import SessionState
+from cove.states import InstanceState, SessionState
 
 if TYPE_CHECKING:
     from cove.gateway.call import Call
@@ -45,10 +48,11 @@ class SseSession:
         self.instance = instance
         self.out = EventStream(call.exchange)
         self.remote = b""
-        self.session = affinity.enrol(pool, instance, call.principal, token)
+        self.session = call.session = affinity.enrol(pool, instance, call.principal, token)
         self.session.on_end.add(on_end)
         self.session.attached = self
-        self._open: dict[messages.RequestId, asyncio.TimerHandle] = {}
+        # When each is overdue, and the id of the POST that brought it.
+        self._open: dict[messages.RequestId, tuple[asyncio.TimerHandle, bytes]] = {}
 
     async def start(self) -> None:
         """Send the head and the endpoint event: where this session's POSTs go."""
@@ -60,7 +64,7 @@ class SseSession:
     def ended(self) -> bool:
         return self.session.state is SessionState.ENDED
 
-    def asks(self, body: bytes) -> list[messages.RequestId]:
+    def asks(self, call: Call, body: bytes) -> list[messages.RequestId]:
         """A client's message is about to be sent on: which requests it opens.
 
         `too_many_requests` where the instance has no room for them.
@@ -85,7 +89,11 @@ class SseSession:
                     "this session's instance has no room for more requests",
                     hint="retry when earlier ones are answered, or raise scale.concurrency",
                 )
-            self._open[ident] = loop.call_later(timeout, self._overdue, ident)
+            timer = loop.call_later(timeout, self._overdue, ident)
+            self._open[ident] = timer, call.exchange.id
+        if fresh:
+            alone = self.instance.inflight == 1
+            self.instance.serving = (call.exchange.id, self.session.id) if alone else None
         self._count()
         return fresh
 
@@ -108,9 +116,9 @@ class SseSession:
         """These requests are open no more."""
         now = asyncio.get_running_loop().time()
         for ident in ids:
-            timer = self._open.pop(ident, None)
-            if timer is not None:
-                timer.cancel()
+            open_ = self._open.pop(ident, None)
+            if open_ is not None:
+                open_[0].cancel()
                 self.pool.release(self.instance, now)
         self._count()
 
@@ -118,25 +126,35 @@ class SseSession:
         self.session.inflight = len(self._open)
         self.call.exchange.stream(owes=bool(self._open))
 
-    def fail(self, ident: messages.RequestId, text: str) -> None:
+    def fail(self, ident: messages.RequestId, error: CoveError) -> None:
         """Answer a request, if it is still open, with an error of Cove's own."""
-        if ident in self._open:
-            self.out.write(sse.encode(messages.error(-32603, text, ident)))
+        if (open_ := self._open.get(ident)) is not None:
+            self.out.write(rpc_event(error, open_[1], ident))
             self.answered(ident)
 
     def _overdue(self, ident: messages.RequestId) -> None:
-        route = self.call.route
-        self.fail(ident, f"{route.name} did not answer within {route.timeout:g} s")
+        self.fail(ident, overdue(self.call.route))
 
     def _touch(self) -> None:
         self.call.gateway.affinity.touch(self.session)
 
     def close(self) -> None:
         """End the session and give everything back. Idempotent."""
+        why = unserved(self.call, self.instance)
         for ident in list(self._open):
-            self.fail(ident, "the session has ended")
+            self.fail(ident, why)
         self.call.gateway.affinity.end(self.session)
         self.out.finish()
+
+
+def unserved(call: Call, instance: Instance) -> CoveError:
+    """Why a session ends that still owes answers."""
+    if call.gateway.closing:
+        return stopping()
+    happened = "the session has ended"
+    if instance.state is InstanceState.READY:
+        return CoveError("bad_gateway", f"{call.route.name} did not answer: {happened}")
+    return lost(call.route.name, instance, happened)
 
 
 def find(call: Call) -> SseSession:
@@ -146,4 +164,5 @@ def find(call: Call) -> SseSession:
     session: Session | None = call.gateway.affinity.get(call.route, call.principal, token)
     if session is None or not isinstance(session.attached, SseSession):
         raise unknown_session()
+    call.session, call.instance = session, session.instance
     return session.attached

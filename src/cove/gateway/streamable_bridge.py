@@ -19,16 +19,19 @@ from cove.engine.instance import Instance
 from cove.engine.pool import Pool
 from cove.engine.sessions import Session
 from cove.errors import CoveError
-from cove.gateway.affinity import unknown_session
+from cove.gateway.affinity import stopping, unknown_session
+from cove.gateway.destination import overdue
 from cove.gateway.eventstream import EventStream
 from cove.gateway.exchange import Exchange
 from cove.gateway.fetch import Response
-from cove.gateway.forward import too_large
 from cove.gateway.inbox import Inbox, Unclaimed
-from cove.gateway.replies import simple_reply
-from cove.gateway.sse_backend import REPLY_BYTES, AnsweredError, open_stream, posted
+from cove.gateway.loss import gone
+from cove.gateway.replies import rpc_event
+from cove.gateway.sse_backend import REPLY_BYTES, AnsweredError, open_stream, opening, posted
+from cove.gateway.sse_session import unserved
 from cove.mcp import messages, sse
 from cove.mcp.classify import Era, era
+from cove.states import SessionState
 
 if TYPE_CHECKING:
     from cove.gateway.call import Call
@@ -51,7 +54,7 @@ async def serve(call: Call) -> None:
         await _get(call, _bridge(call))
     elif method == b"DELETE":
         _bridge(call).close()
-        _reply(call, 200, b"")
+        call.reply(200, b"")
     else:
         raise CoveError("method_not_allowed", "MCP is spoken by POST, GET and DELETE")
 
@@ -66,18 +69,17 @@ def _bridge(call: Call) -> _Bridge:
     session = call.gateway.affinity.get(call.route, call.principal, token.decode("latin-1"))
     if session is None or not isinstance(session.attached, _Bridge):
         raise unknown_session()
+    call.session, call.instance = session, session.instance
     return session.attached
 
 
 async def _post(call: Call) -> None:
-    body = await call.exchange.read_body(call.route.body)
-    if body is None:
-        raise too_large(call.route)
+    body = await call.read()
     try:
         parsed = messages.parse(body)
     except ValueError:
         error = messages.error(-32700, "Parse error")
-        _reply(call, 400, error, b"application/json")
+        call.reply(400, error, b"application/json")
         return
     if not messages.is_initialize(body) or b"mcp-session-id" in call.exchange.fields:
         await _bridge(call).post(call, body, parsed)
@@ -93,19 +95,17 @@ async def _post(call: Call) -> None:
 
 async def _get(call: Call, bridge: _Bridge) -> None:
     out = EventStream(call.exchange)
-    with bridge.listening(call.exchange) as inbox, out.commented():
-        out.start()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(call.route.lifetime):
-                async for data in inbox.items():
-                    await out.send(sse.encode(data))
-    out.finish()
-
-
-def _reply(call: Call, status: int, body: bytes, kind: bytes = b"text/plain") -> None:
-    extra = b"X-Request-Id: " + call.exchange.id
-    call.exchange.write(simple_reply(status, body, content_type=kind, extra=extra))
-    call.exchange.finish()
+    try:
+        with bridge.listening(call.exchange) as inbox, out.commented():
+            out.start()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(call.route.lifetime):
+                    async for data in inbox.items():
+                        await out.send(sse.encode(data))
+    finally:
+        if out.started and call.gateway.closing:
+            out.write(sse.RETRY)
+        out.finish()
 
 
 class _Bridge:
@@ -127,6 +127,7 @@ class _Bridge:
         self._listener: Inbox | None = None
         self._waiting = Unclaimed()
         self._session: Session = affinity.enrol(self._pool, instance, call.principal, token)
+        call.session = self._session
         self._session.attached = self
         self._session.on_end.add(self._ended)
 
@@ -136,7 +137,17 @@ class _Bridge:
 
         A claim on its instance is the caller's. `AnsweredError` where the server refused.
         """
-        instance = await call.gateway.affinity.opening(call.route)
+        for last in (False, False, True):
+            instance = await opening(call)
+            try:
+                return await cls._open(call, instance)
+            except ConnectionRefusedError:  # it was not reached: another may be
+                if last or not await gone(instance):
+                    raise
+        raise AssertionError("the last of them returns or raises")
+
+    @classmethod
+    async def _open(cls, call: Call, instance: Instance) -> _Bridge:
         opened: asyncio.Future[_Bridge] = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(_hear(call, instance, opened))
         call.gateway.keep(task)
@@ -207,6 +218,9 @@ class _Bridge:
         ids = [i for m in parsed if (i := messages.request_id(m)) is not None]
         inbox = Inbox(call.exchange, ids, map(messages.progress_token, parsed))
         held = claimed or (bool(ids) and self._claim(inbox))
+        if held:
+            alone = self._instance.inflight == 1
+            self._instance.serving = (call.exchange.id, self._session.id) if alone else None
         self._affinity.touch(self._session)
         self._session.inflight += 1
         self._requests |= dict.fromkeys(inbox.open, inbox)
@@ -222,9 +236,13 @@ class _Bridge:
                 if ids:
                     await self._answer(call, inbox)
                 else:
-                    _reply(call, 202, b"")
+                    call.reply(202, b"")
         except TimeoutError:
-            self._fail(call, inbox)
+            self._fail(call, inbox, overdue(call.route))
+        except asyncio.CancelledError:
+            if call.gateway.closing:
+                self._fail(call, inbox, stopping())
+            raise
         finally:
             if not sending.cancel() and not sending.cancelled():
                 sending.exception()  # the client has been told by other words
@@ -276,21 +294,20 @@ class _Bridge:
                 await out.send(sse.encode(data))
             async for data in inbox.items():
                 await out.send(sse.encode(data))
-            for ident in inbox.open:  # closed by the session's end, or the server's refusal
-                text = f"{call.route.name}: the session has ended"
-                await out.send(sse.encode(messages.error(-32603, text, ident)))
-        out.finish()
+            # closed by the session's end, or the server's refusal, it still owes answers
+            self._finish(call, inbox, unserved(call, self._instance), out)
 
-    def _fail(self, call: Call, inbox: Inbox) -> None:
-        """`limits.timeout` has passed."""
-        text = f"{call.route.name} did not answer within {call.route.timeout:g} s"
+    def _fail(self, call: Call, inbox: Inbox, error: CoveError) -> None:
+        """It takes too long: `error` is the answer, on the stream where that has begun."""
         out = EventStream(call.exchange)
         if not out.started:
-            raise CoveError(
-                "timeout", text, hint="raise limits.timeout if its requests take longer"
-            )
+            raise error
+        self._finish(call, inbox, error, out)
+
+    def _finish(self, call: Call, inbox: Inbox, error: CoveError, out: EventStream) -> None:
+        """End a stream; what is still open is answered with `error`."""
         for ident in inbox.open:
-            out.write(sse.encode(messages.error(-32603, text, ident)))
+            out.write(rpc_event(error, call.exchange.id, ident))
         out.finish()
 
     @contextlib.contextmanager
@@ -306,6 +323,10 @@ class _Bridge:
         finally:
             self._listener = None
             inbox.close()
+
+    @property
+    def ended(self) -> bool:
+        return self._session.state is SessionState.ENDED
 
     def close(self) -> None:
         """End the session. Idempotent."""
@@ -333,6 +354,8 @@ async def _hear(call: Call, instance: Instance, opened: asyncio.Future[_Bridge])
     except (CoveError, AnsweredError, OSError) as error:
         if not opened.done():
             opened.set_exception(error)
+        elif bridge is not None and not bridge.ended:
+            await gone(instance)  # what it still owes is answered with how it ended
     finally:
         if not opened.done():
             opened.set_exception(ConnectionError("its stream could not be opened"))

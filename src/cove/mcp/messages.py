@@ -61,6 +61,14 @@ def asks(body: bytes) -> bool:
         return True
 
 
+def request_ids(body: bytes) -> list[RequestId]:
+    """The ids of the requests in a body, in order; none where it is not JSON-RPC."""
+    try:
+        return [ident for message in parse(body) if (ident := request_id(message)) is not None]
+    except ValueError:
+        return []
+
+
 def is_initialize(body: bytes) -> bool:
     """Whether a body is the `initialize` request that opens a legacy session."""
     if b'"initialize"' not in body:

@@ -9,6 +9,11 @@ from dataclasses import dataclass
 COMMENT = b": keep-alive\n\n"
 """What keeps a held stream open; every client skips it."""
 
+RETRY = b"retry: 1000\n\n"
+"""Asks a client whose stream ends to come back in a second."""
+
+_LAST_BYTES = 64 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -61,6 +66,29 @@ class EventParser:
             raise EventTooLargeError(f"an event of more than {self._limit} bytes")
 
 
+class Boundary:
+    """Where a stream stands that is passed on unread: between two events, or within one.
+
+    `last` is what came last, a little of it where that is much.
+    """
+
+    last = b"\n\n"
+
+    def feed(self, data: bytes) -> None:
+        size = len(data)
+        if size > _LAST_BYTES:
+            data = data[-_LAST_BYTES:]
+        elif size < 4:  # the longest end of an event
+            data = (self.last + data)[-_LAST_BYTES:]
+        self.last = data
+
+    @property
+    def reached(self) -> bool:
+        """Whether what has come is whole events, so that another can follow."""
+        return _ENDS.search(self.last, max(0, len(self.last) - 4)) is not None
+
+
+_ENDS = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)\Z")
 _EMPTY_LINE = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 
 
