@@ -150,6 +150,7 @@ class House:
                 metrics=self.metrics,
                 api=api,
                 most_connections=most_connections(),
+                access=self.logs.access,
             )
             server = await asyncio.get_running_loop().create_server(
                 gateway.accept, sock=listener, backlog=BACKLOG
