@@ -6,7 +6,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 PYTEST := .venv/bin/pytest
 
-.PHONY: help setup demo test test-all check format fuzz bench bench-quick lock clean
+.PHONY: help setup demo test test-all check format fuzz chaos bench bench-quick lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -38,6 +38,9 @@ format: setup ## what `make check` would complain about and a program can mend
 fuzz: setup ## a million hostile inputs for the gateway's wires (SEED=, COUNT=, CASE=; 3 minutes)
 	@cd tests && ../$(PY) -m fuzz $(if $(SEED),--seed $(SEED)) $(if $(COUNT),--count $(COUNT)) \
 		$(if $(CASE),--case $(CASE))
+
+chaos: setup ## kill a loaded Cove fifty times, and look what was kept (SEED=, ROUNDS=; 5 minutes)
+	@cd tests && ../$(PY) -m chaos $(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
 bench: setup ## measure against nginx and the bare backend; writes docs/benchmarks.md (6 minutes)
 	@bash scripts/setup.sh bench

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import http.client
 import json
 import os
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cove.server.tiers import cgroup_parent
 from e2e.conftest import left_behind
 from e2e.installation import PATIENCE, Installation, until
 from e2e.servers import HAND
@@ -171,14 +171,14 @@ def footprint(cove: Installation) -> set[str]:
     found |= {f"process {pid}" for pid in processes(cove)}
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     found |= {f"mount {line.split()[4]}" for line in mounts if str(cove.data) in line}
-    parent = "cove-" + hashlib.sha256(str(cove.data).encode()).hexdigest()[:12]
+    parent = cgroup_parent(cove.data)
     found |= {f"cgroup {path}" for path in Path("/sys/fs/cgroup").glob(f"*/{parent}/*/")}
     return found
 
 
 def processes(cove: Installation) -> Iterator[int]:
     """The processes that an installation's server started, and theirs, by their groups' names."""
-    parent = "cove-" + hashlib.sha256(str(cove.data).encode()).hexdigest()[:12]
+    parent = cgroup_parent(cove.data)
     for process in Path("/proc").glob("[0-9]*"):
         try:
             words = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
