@@ -16,9 +16,9 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from cove.drivers.base import Launch
+from cove.drivers.base import Exit, Launch
 from cove.drivers.fake import App, FakeDriver, echo
 from cove.engine.instance import Instance
 from cove.engine.output import Outputs
@@ -238,8 +238,10 @@ class Gate:
     open: asyncio.Event = field(default_factory=asyncio.Event)
     arrived: asyncio.Queue[tuple[Launch, Asked]] = field(default_factory=asyncio.Queue)
     served: int = 0
+    seen: list[Asked] = field(default_factory=list)
 
     async def __call__(self, launch: Launch, asked: Asked) -> bytes:
+        self.seen.append(asked)
         self.arrived.put_nowait((launch, asked))
         await self.open.wait()
         self.served += 1
@@ -248,6 +250,21 @@ class Gate:
     async def next(self) -> tuple[Launch, Asked]:
         async with asyncio.timeout(BOUND):
             return await self.arrived.get()
+
+
+class Line(NamedTuple):
+    """An access line."""
+
+    function: str
+    version: int
+    instance: str
+    session: str
+    request: bytes
+    principal: str
+    method: bytes
+    target: bytes
+    status: int
+    seconds: float
 
 
 class World:
@@ -279,7 +296,9 @@ class World:
             affinity=self.affinity,
             metrics=self.metrics,
             api=Upstream(self._no_api),
+            access=self._told,
         )
+        self.lines: list[Line] = []
         self.loopback = loopback
         self.port = 0
         self.pools: list[Pool] = []
@@ -291,6 +310,11 @@ class World:
         self, launch: Launch, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         await self._apps[launch.function, launch.version](launch, reader, writer)
+
+    def _told(self, *line: Any) -> None:
+        told = Line(*line)
+        assert all(each.request != told.request for each in self.lines), f"told twice: {told}"
+        self.lines.append(told)
 
     async def _no_api(self) -> socket.socket:
         raise ConnectionRefusedError("no control API in this test")
@@ -382,6 +406,13 @@ class World:
     def crash(self, instance: Instance, code: int = 7) -> None:
         """The instance's program ends by itself."""
         self.driver.running[instance.id].crash(code)
+
+    def ends(self, instance: Instance, how: Exit) -> None:
+        """The instance's program ends in any way."""
+        running = self.driver.running[instance.id]
+        running.exited.set_result(how)
+        running.exited = asyncio.get_running_loop().create_future()  # for `crash` to end the rest
+        running.crash(0)
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Wait until something that no event tells of holds."""

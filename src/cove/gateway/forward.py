@@ -16,7 +16,7 @@ from cove.gateway.exchange import SMALL_BODY, Exchange
 from cove.gateway.frames import GOING_AWAY
 from cove.gateway.head import Headers
 from cove.gateway.heads import shown_head
-from cove.gateway.lastwords import last_words
+from cove.gateway.lastwords import answers, last_words
 from cove.gateway.loss import gone, lost
 from cove.gateway.tunnel import Tunnel
 from cove.gateway.upstream import UpstreamConnection
@@ -175,7 +175,8 @@ class Forward:
             return
         body = exchange.take_buffered()
         done = exchange.body_done
-        self._first = [body]
+        if self._visit.learns or len(body) <= SMALL_BODY:
+            self._first = [body]
         way = self._way
         head = way.sent.of(
             exchange,
@@ -296,6 +297,12 @@ class Forward:
             self._passed.feed(data)
 
     def done(self) -> None:
+        connection, passed = self._connection, self._passed
+        if passed is not None and connection is not None and connection.hung_up:
+            owed = messages.request_ids(self._asked()) if self._route.mcp else []
+            if passed.reached and not answers(passed.last).issuperset(owed):
+                self._begin(self._stopped_short())
+                return
         if self._chunked:
             self._out.append(b"0\r\n\r\n")
         self._over = True
@@ -329,16 +336,28 @@ class Forward:
         else:
             self._begin(self._explain(reason))
 
+    async def _stopped_short(self) -> None:
+        """A stream ended with its connection, before its answer: perhaps with its instance."""
+        self._connection = None
+        if await self._gone():
+            self._fail(self._lost("it ended its stream without an answer"))
+        else:  # to be asked again, as a server may
+            self._passed = None
+            self.done()
+            self.flush()
+
     def _take_back(self) -> bool:
         """Give the exchange its body back, where all of it is still here."""
-        exchange, body = self._exchange, self._asked()
+        exchange, body = self._exchange, self._asked(_FIRST_BODY)
         if not exchange.body_done or len(body) < exchange.received:
             return False
         exchange.put_back(body)
         return True
 
-    def _asked(self) -> bytes:
-        """The request's body, unless it is large."""
+    def _asked(self, most: int = SMALL_BODY) -> bytes:
+        """The request's body as far as it has come, unless it is large."""
+        if self._exchange.received > most:
+            return b""
         return b"".join(self._first) if self._first is not None else self._exchange.at_hand()
 
     def _may_repeat(self) -> bool:

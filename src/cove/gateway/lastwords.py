@@ -27,14 +27,14 @@ def last_words(
         ids = messages.request_ids(asked)
         if not ids:
             return None
-        said = _answered(passed.last)
+        said = answers(passed.last)
         return b"".join(rpc_event(error, exchange.id, ident) for ident in ids if ident not in said)
     if error.code == "draining" and exchange.method == b"GET":
         return sse.RETRY
     return None
 
 
-def _answered(last: bytes) -> set[messages.RequestId]:
+def answers(last: bytes) -> set[messages.RequestId]:
     """The requests that the events in `last` answer."""
     found: set[messages.RequestId] = set()
     for event in sse.EventParser().feed(last):

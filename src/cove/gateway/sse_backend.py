@@ -53,11 +53,9 @@ async def _serve(call: Call, instance: Instance) -> None:
             await _relay(session, events)
     except AnsweredError:
         pass
-    except (ConnectionError, TimeoutError) as error:
+    except (ConnectionError, TimeoutError):
         if session is None:
             raise
-        if isinstance(error, ConnectionError) and not session.ended:
-            await gone(instance)  # what it still owes is answered with how it ended
     finally:
         if session is None:
             call.gateway.affinity.give_up(pool, instance)
@@ -75,10 +73,13 @@ async def _relay(session: SseSession, events: AsyncIterator[sse.Event]) -> None:
     with session.out.commented():
         async with asyncio.timeout(session.call.route.lifetime):
             await session.start()
-            async for event in events:
-                if not event.is_comment:
-                    session.hears(event.data)
-                await session.out.send(event.raw)
+            with contextlib.suppress(ConnectionError):
+                async for event in events:
+                    if not event.is_comment:
+                        session.hears(event.data)
+                    await session.out.send(event.raw)
+            if session.owes and not session.ended:
+                await gone(session.instance)  # what it owes is answered with how it ended
 
 
 class AnsweredError(Exception):

@@ -108,6 +108,11 @@ class SseSession:
             return
         self.answered(*(i for m in parsed if (i := messages.answer_id(m)) is not None))
 
+    @property
+    def owes(self) -> bool:
+        """Whether a request is open."""
+        return bool(self._open)
+
     def waits_for(self, ident: messages.RequestId) -> bool:
         """Whether this request is open."""
         return ident in self._open

@@ -325,8 +325,9 @@ class _Bridge:
             inbox.close()
 
     @property
-    def ended(self) -> bool:
-        return self._session.state is SessionState.ENDED
+    def owes(self) -> bool:
+        """Whether a request is open, in a session that is."""
+        return bool(self._requests) and self._session.state is SessionState.RUNNING
 
     def close(self) -> None:
         """End the session. Idempotent."""
@@ -348,14 +349,15 @@ async def _hear(call: Call, instance: Instance, opened: asyncio.Future[_Bridge])
         ):
             bridge = _Bridge(call, instance, response, remote)
             opened.set_result(bridge)
-            async for event in events:
-                if event.data:
-                    await bridge.hear(event.data)
+            with contextlib.suppress(ConnectionError):
+                async for event in events:
+                    if event.data:
+                        await bridge.hear(event.data)
+            if bridge.owes:
+                await gone(instance)  # what it owes is answered with how it ended
     except (CoveError, AnsweredError, OSError) as error:
         if not opened.done():
             opened.set_exception(error)
-        elif bridge is not None and not bridge.ended:
-            await gone(instance)  # what it still owes is answered with how it ended
     finally:
         if not opened.done():
             opened.set_exception(ConnectionError("its stream could not be opened"))

@@ -97,6 +97,7 @@ class UpstreamConnection(asyncio.Protocol):
     """One connection to an instance, carrying one exchange at a time.
 
     `unreached`, once that is `lost`: surely nothing of its request has come to the program.
+    `hung_up`, once that is `done`: the answer had no end but the connection's.
     """
 
     def __init__(self, home: Upstream, loop: asyncio.AbstractEventLoop) -> None:
@@ -120,7 +121,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._pause: Callable[[bool], None] | None = None
         self._rest = b""
         self._written = self._before = 0  # bytes, and of those the ones of earlier requests
-        self.unreached = False
+        self.unreached = self.hung_up = False
         self.shown = ShownHead()
         self.reused = False
         self.since = 0.0
@@ -246,6 +247,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._home.forget(self)
+        self._to_eof = self._to_eof and exc is None  # a reset is nobody's way to end an answer
         self._ended()
 
     def _ended(self) -> None:
@@ -258,6 +260,7 @@ class UpstreamConnection(asyncio.Protocol):
             return
         if self._to_eof:
             self._keep = False
+            self.hung_up = True
             self._finish(sink)
             sink.flush()
         elif self._in_head and not self._status:
