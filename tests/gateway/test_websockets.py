@@ -9,8 +9,8 @@ import websockets
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import Server, ServerConnection, serve
 
-from cove.drivers.base import Launch
-from gateway.world import BOUND, World, answer, receive, request
+from cove.drivers.base import Exit, Launch
+from gateway.world import BOUND, Client, Gate, World, answer, receive, request, serving
 
 UPGRADE = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
 
@@ -108,10 +108,114 @@ async def test_a_tunnel_ends_after_its_lifetime(world: World) -> None:
     await chat.open()
     world.function(chat, session={"lifetime": 0.2})
     async with dial(world) as connection:
-        with pytest.raises(websockets.ConnectionClosed):
+        with pytest.raises(websockets.ConnectionClosed) as caught:
             await asyncio.wait_for(connection.recv(), BOUND)
+        assert caught.value.rcvd is not None
+        assert (caught.value.rcvd.code, caught.value.rcvd.reason) == (
+            *(1001, "session.lifetime has passed"),
+        )
     await world.until(world.idle)
     await chat.close()
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        (Exit(code=7), "the instance ended: exit code 7"),
+        (Exit(signal=9), "the instance ended: killed by signal 9"),
+    ],
+)
+async def test_a_client_is_told_in_a_close_frame_how_its_instance_ended(
+    world: World, how: Exit, words: str
+) -> None:
+    chat = Chat()
+    await chat.open()
+    world.function(chat)
+    async with dial(world) as connection:
+        await connection.send("hello")
+        await connection.recv()
+        world.ends(world.one(), how)
+        with pytest.raises(websockets.ConnectionClosedError) as caught:
+            await asyncio.wait_for(connection.recv(), BOUND)
+        assert caught.value.rcvd is not None
+        assert (caught.value.rcvd.code, caught.value.rcvd.reason) == (1011, words)
+    await world.until(world.idle)
+    await chat.close()
+
+
+async def test_an_instance_that_only_hangs_up_is_told_as_that(world: World) -> None:
+    connection = await _tunnel(world, b"\x81\x05hello")
+    assert await connection.end() == b"\x88\x16\x03\xf3the instance hung up"
+    await world.until(world.idle)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"\x81\x05hel",  # within a frame
+        b"\x81",
+        b"\x81\x7e\x01",
+        b"\x81\x02hi\x88\x02\x03\xe8",  # after its own Close frame
+        b"first words",  # what is no WebSocket at all
+    ],
+)
+async def test_where_no_frame_can_stand_none_is_sent(world: World, said: bytes) -> None:
+    connection = await _tunnel(world, said)
+    assert await connection.end() == b""
+    await world.until(world.idle)
+
+
+async def test_a_message_in_parts_is_no_hindrance_to_a_control_frame(world: World) -> None:
+    connection = await _tunnel(world, b"\x01\x03hel")
+    assert (await connection.end()).startswith(b"\x88")
+
+
+async def test_a_drain_sends_tunnels_away_last(world: World) -> None:
+    chat, gate = Chat(), Gate()
+    await chat.open()
+    world.function(chat)
+    world.function(serving(gate), name="slow")
+    slow = await world.client()
+    slow.write(request(path="/fn/slow/"))
+    await gate.next()
+    async with dial(world) as connection:
+        drain = asyncio.create_task(world.gateway.drain(BOUND))
+        await connection.send("still here")
+        assert await connection.recv() == "still here"
+        gate.open.set()
+        assert (await slow.reply()).status == 200
+        with pytest.raises(websockets.ConnectionClosedOK) as caught:
+            await asyncio.wait_for(connection.recv(), BOUND)
+        assert caught.value.rcvd is not None
+        assert (caught.value.rcvd.code, caught.value.rcvd.reason) == (1001, "Cove is stopping")
+    await asyncio.wait_for(drain, BOUND)
+    await world.until(world.idle)
+    await chat.close()
+
+
+async def _tunnel(world: World, said: bytes) -> Client:
+    """A tunnel through which so much was said before the instance hangs up."""
+
+    async def app(
+        launch: Launch, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        if await receive(reader) is None:
+            return
+        writer.write(
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        )
+        writer.write(said)
+        await seen.wait()
+
+    seen = asyncio.Event()
+    world.function(app)
+    client = await world.client()
+    client.write(request(headers=UPGRADE))
+    assert (await client.head()).status == 101
+    async with asyncio.timeout(BOUND):
+        assert await client.reader.readexactly(len(said)) == said
+    seen.set()
+    return client
 
 
 @pytest.mark.parametrize("side", ["client", "instance"])

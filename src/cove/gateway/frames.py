@@ -26,6 +26,8 @@ class Frames:
 
     def feed(self, data: bytes) -> None:
         """Bytes as they come, however frames are split."""
+        if self._lost:
+            return
         if self._left >= len(data):
             self._left -= len(data)
             return
@@ -33,14 +35,14 @@ class Frames:
             data, self._head = self._head + data, b""
         at, size = self._left, len(data)
         for _ in range(_MOST):
-            if at >= size:
-                break
             whole = _size(data, at)
             if whole is None:
                 self._head, at = data[at:], size
                 break
             self.closed = self.closed or data[at] & 0x0F == _CLOSE
             at += whole
+            if at >= size:
+                break
         else:
             self._lost = True
         self._left = max(0, at - size)
