@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from bad_input.standing import Standing
 from e2e.installation import until
 
-FIGURE = pytest.mark.xfail(strict=True, reason="the driver does not say the figure yet")
 TOO_MUCH = "print('weighing', flush=True)\nheap = bytearray(200 * 1024**2)\nprint('never')\n"
 LIMITED = 'command = "python server.py"\n[limits]\nmemory = "64MiB"\n'
 AT_A_REQUEST = """
@@ -48,7 +45,6 @@ ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forev
 """
 
 
-@FIGURE
 def test_a_program_over_its_memory_at_the_start_is_told_the_figure(contained: Standing) -> None:
     refusal = contained.refuses(contained.source({"server.py": TOO_MUCH}, LIMITED))
     assert refusal.code == "deploy_failed"
@@ -58,7 +54,6 @@ def test_a_program_over_its_memory_at_the_start_is_told_the_figure(contained: St
     assert "never" not in refusal.lines
 
 
-@FIGURE
 def test_a_request_that_takes_too_much_memory_is_told_the_figure_and_others_are_served(
     contained: Standing,
 ) -> None:
