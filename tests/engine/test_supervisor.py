@@ -375,7 +375,7 @@ async def test_a_loop_of_crashes_ends_in_failing_and_is_said_at_once(bench: Benc
 async def test_what_is_failing_is_tried_again_later(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cove.engine.supervisor._FAILING_PAUSE", 0.05)
+    monkeypatch.setattr("cove.engine.setbacks._FAILING_PAUSE", 0.05)
     pool = bench.pool()
     await until_failing(bench, pool)
     bench.driver.mended = True  # type: ignore[attr-defined]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 
 from cove.clock import now
 from cove.drivers.base import Exit, Running
 from cove.engine.output import Output
 from cove.errors import CoveError
+from cove.model import Version
 from cove.states import InstanceState, move
 
 _AFTERWARDS = 0.05  # seconds in which a request's last lines are read
@@ -87,3 +89,13 @@ class Instance:
         return (
             f"<Instance {self.id} {self.state} [{self.inflight} requests, {self.slots} sessions]>"
         )
+
+
+def new_id(version: Version) -> str:
+    """An instance's id: readable, unique, fit for a cgroup's and a container's name."""
+    return f"{named(version.function)}-{version.number}-{secrets.token_hex(4)}"
+
+
+def named(function: str) -> str:
+    """As much of a function's name as its instances' ids begin with."""
+    return function[:40]

@@ -14,10 +14,10 @@ import structlog
 from cove import clock
 from cove.drivers.base import Driver, Running
 from cove.engine.functions import Functions
+from cove.engine.instance import named
 from cove.engine.ledger import Ledger
 from cove.engine.output import Outputs
 from cove.engine.sessions import STREAM, Sessions
-from cove.engine.supervisor import named
 from cove.events import Event, OnEvent
 from cove.states import SessionState
 from cove.store.base import Store

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import structlog
@@ -13,9 +12,10 @@ import structlog
 from cove import clock
 from cove.drivers.base import Driver, Exit, Launch, Running
 from cove.engine.autoscaler import decide
-from cove.engine.instance import Instance
+from cove.engine.instance import Instance, new_id
 from cove.engine.output import Outputs
 from cove.engine.pool import Pool
+from cove.engine.setbacks import RETRY_FIRST, RETRY_MOST, set_back, start_error
 from cove.errors import CoveError
 from cove.events import Event, EventKind, OnEvent
 from cove.model import Isolation, Version, literal
@@ -26,9 +26,6 @@ log = structlog.get_logger("cove.supervisor")
 _PROBE_FIRST, _PROBE_MOST = 0.004, 0.05
 _THROTTLE_AFTER = 1.0
 _STOP_GRACE = 5.0
-_RETRY_FIRST, _RETRY_MOST = 0.5, 10.0
-_FAILING_AFTER = 5  # instances in a row that served nobody
-_FAILING_PAUSE = 60.0
 _ADOPT = 2.0  # seconds for one that was serving to take a connection
 _TICK = 0.25
 _TURN = 2.0
@@ -149,13 +146,13 @@ class Supervisor:
             self.stop(pool, instance)
             raise
         if instance.state is not InstanceState.READY:
-            raise _start_error(pool, instance, "deploy_failed")
+            raise start_error(pool, instance, "deploy_failed")
         instance.inflight += 1
         try:
             await probe(instance)
         except CoveError as error:
             if instance.state is not InstanceState.READY:
-                raise _start_error(pool, instance, "deploy_failed") from error
+                raise start_error(pool, instance, "deploy_failed") from error
             error.lines = error.lines or tuple(instance.tail())
             raise
         finally:
@@ -213,9 +210,9 @@ class Supervisor:
         log.warning("start failed", instance=instance.id, reason=error.message)
         instance.failure = error
         self._tell("instance.start_failed", pool, instance, error.message)
-        self._set_back(pool, _RETRY_FIRST, error.message, instance)
+        self._set_back(pool, RETRY_FIRST, error.message, instance)
         if not pool.ready and not pool.starting:
-            pool.fail_waiting(_start_error(pool, instance, "start_failed"))
+            pool.fail_waiting(start_error(pool, instance, "start_failed"))
 
     async def _launch(self, pool: Pool, instance: Instance) -> Running:
         version = pool.version
@@ -364,7 +361,7 @@ class Supervisor:
         if instance.state is InstanceState.READY:
             log.warning("instance ended by itself", instance=instance.id, reason=str(how))
             self._tell("instance.oom" if how.oom else "instance.crashed", pool, instance, str(how))
-            if asyncio.get_running_loop().time() - instance.ready_at > _RETRY_MOST:
+            if asyncio.get_running_loop().time() - instance.ready_at > RETRY_MOST:
                 pool.setbacks = 0
             # What its only caller has brought about is no setback for others.
             if not (pool.exclusive and instance.slots):
@@ -381,19 +378,9 @@ class Supervisor:
             instance.move(InstanceState.STOPPED)
 
     def _set_back(self, pool: Pool, first: float, reason: str, instance: Instance) -> None:
-        """A program does not stay up: it is tried again later each time, and at last seldom."""
-        pause = (
-            min(_RETRY_MOST, _RETRY_FIRST * 2 ** (pool.setbacks - 1)) if pool.setbacks else first
-        )
-        pool.setbacks = min(pool.setbacks + 1, 10)
-        # One that has served is not what keeps the next from it: its callers may have ended it.
-        pool.stillborn = 0 if instance.served else pool.stillborn + 1
-        if pool.stillborn >= _FAILING_AFTER:
-            pause = _FAILING_PAUSE
-            pool.failing = _failing_error(pool, reason, instance)
-            if pool.stillborn == _FAILING_AFTER:
-                self._tell("version.failing", pool, instance, reason)
-        pool.retry_at = asyncio.get_running_loop().time() + pause
+        now = asyncio.get_running_loop().time()
+        if set_back(pool, instance, reason, first=first, now=now):
+            self._tell("version.failing", pool, instance, reason)
 
     def retire(self, pool: Pool) -> None:
         """A pool is no longer live: idle instances leave now, others when they are done."""
@@ -450,42 +437,7 @@ class Supervisor:
             log.error("instance task failed", error=repr(error))
 
 
-def new_id(version: Version) -> str:
-    """An instance's id: readable, unique, fit for a cgroup's and a container's name."""
-    return f"{named(version.function)}-{version.number}-{secrets.token_hex(4)}"
-
-
-def named(function: str) -> str:
-    """As much of a function's name as its instances' ids begin with."""
-    return function[:40]
-
-
 def _throttle(instance: Instance) -> None:
     if not instance.throttled and instance.running is not None:
         instance.throttled = True
         instance.running.throttle()
-
-
-def _start_error(pool: Pool, instance: Instance, code: str) -> CoveError:
-    version, cause = pool.version, instance.failure
-    if cause is not None:
-        return CoveError(code, cause.message, hint=cause.hint, lines=cause.lines)
-    how = f": {instance.exit}" if instance.exit is not None else ""
-    return CoveError(
-        code,
-        f"{version.function}:{version.number} did not start{how}",
-        hint="the program's own last lines say why; mend it and deploy again",
-        lines=instance.tail(),
-    )
-
-
-def _failing_error(pool: Pool, reason: str, instance: Instance) -> CoveError:
-    version = pool.version
-    return CoveError(
-        "failing",
-        f"{version.function}:{version.number} is failing: {pool.stillborn} starts in a row have "
-        f"come to nothing, last: {reason}",
-        hint=f"`cove logs {version.function}` says more; mend it and deploy again, or "
-        f"`cove rollback {version.function}`; it is tried again once a minute",
-        lines=instance.tail(),
-    )
