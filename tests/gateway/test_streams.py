@@ -106,12 +106,14 @@ class Sse:
     late: tuple[str, ...] = ()
     open: asyncio.Event = field(default_factory=asyncio.Event)
     posts: list[Asked] = field(default_factory=list)
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)
     sent: int = 0
     stream: asyncio.StreamWriter | None = None
 
     async def __call__(
         self, launch: Launch, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
+        self.writers.append(writer)
         while (asked := await receive(reader)) is not None:
             if asked.method == "GET":
                 self.stream = writer

@@ -231,9 +231,14 @@ class UpstreamConnection(asyncio.Protocol):
         sink.flush()
 
     def eof_received(self) -> None:
+        self._closed_there()
+        self._ended()
+
+    def _closed_there(self) -> None:
+        """The other side has closed the connection; what it had not read until then, it never
+        will (RFC 9293 §3.10.7.4). A reset says no such thing: it may follow a read."""
         if self._sink is not None and self._in_head and not self._status:
             self.unreached = self._acknowledged() <= self._before
-        self._ended()
 
     def _acknowledged(self) -> int:
         """Bytes that the other side had taken when it closed the connection: what comes later it
@@ -247,6 +252,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._home.forget(self)
+        if isinstance(exc, BrokenPipeError):  # its end had come, and we wrote before we saw it
+            self._closed_there()
         self._to_eof = self._to_eof and exc is None  # a reset is nobody's way to end an answer
         self._ended()
 
