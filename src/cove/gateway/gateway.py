@@ -33,6 +33,7 @@ from cove.metrics import Metrics
 log = structlog.get_logger("cove.gateway")
 
 _CHECK_SECONDS = 0.25
+_FAREWELL_SECONDS = 1.0
 _LAST_BYTES_SECONDS = 2.0
 _STRANGERS = (401, 403)  # whose bodies are nobody's to look into
 MESSAGES = b"/messages/"
@@ -134,8 +135,13 @@ class Gateway:
             cut()
         for task in list(self._tasks):
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=1)
+        # sessions that end with their streams are ended at their servers too
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FAREWELL_SECONDS):
+                while self._tasks:
+                    await asyncio.wait(self._tasks)
+        for task in self._tasks:
+            task.cancel()
 
     async def _close(self) -> None:
         for connection in list(self._connections):
