@@ -239,6 +239,7 @@ class Gate:
     arrived: asyncio.Queue[tuple[Launch, Asked]] = field(default_factory=asyncio.Queue)
     served: int = 0
     seen: list[Asked] = field(default_factory=list)
+    last: tuple[Launch, Asked] = field(init=False)
 
     async def __call__(self, launch: Launch, asked: Asked) -> bytes:
         self.seen.append(asked)
@@ -249,7 +250,8 @@ class Gate:
 
     async def next(self) -> tuple[Launch, Asked]:
         async with asyncio.timeout(BOUND):
-            return await self.arrived.get()
+            self.last = await self.arrived.get()
+        return self.last
 
 
 class Line(NamedTuple):

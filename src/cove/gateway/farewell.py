@@ -1,4 +1,4 @@
-"""Farewells: a session that has ended here by time is deleted at its server too.
+"""Farewells: a session that has ended here by itself is deleted at its server too.
 
 Its client may never come back to say so, and servers keep what they are not told to forget.
 """
@@ -33,8 +33,12 @@ class Farewells:
         session.on_end.add(lambda: self._ended(route, session))
 
     def _ended(self, route: Route, session: Session) -> None:
-        if session.due() > asyncio.get_running_loop().time():
-            return  # its client or its server said so, or its instance is gone
+        if session.due() <= asyncio.get_running_loop().time():
+            self.say(route, session)
+        # else its client or its server said so, or its instance is gone
+
+    def say(self, route: Route, session: Session) -> None:
+        """Delete a session that has ended here."""
         self._due.append((route, session))
         if self._busy < _AT_ONCE:
             self._busy += 1

@@ -15,7 +15,7 @@ from cove.gateway.destination import Destination, overdue, too_large
 from cove.gateway.exchange import SMALL_BODY, Exchange
 from cove.gateway.frames import GOING_AWAY
 from cove.gateway.head import Headers
-from cove.gateway.heads import shown_head
+from cove.gateway.heads import framing, shown_head
 from cove.gateway.lastwords import answers, last_words
 from cove.gateway.loss import gone, lost
 from cove.gateway.tunnel import Tunnel
@@ -188,10 +188,10 @@ class Forward:
         )
         if self._visit.told:
             head += self._visit.told + b"\r\n"
-        if done:
-            head += b"content-length: %d\r\n\r\n" % len(body) if body else self._no_body()
+        if done and body:
+            head += b"content-length: %d\r\n\r\n" % len(body)
         else:
-            head += self._framing()
+            head += framing(exchange.length, done=done)
         if not done:
             exchange.take_body(_Upload(self))
             if exchange.chunked and body:
@@ -204,16 +204,6 @@ class Forward:
             switches=exchange.head.upgrade,
         )
         exchange.on_pause = self._client_pauses
-
-    def _no_body(self) -> bytes:
-        length = self._exchange.length
-        return b"\r\n" if length is None else b"content-length: 0\r\n\r\n"
-
-    def _framing(self) -> bytes:
-        length = self._exchange.length
-        if length is not None:
-            return b"content-length: %d\r\n\r\n" % length
-        return b"transfer-encoding: chunked\r\n\r\n"
 
     def upload(self, data: bytes) -> None:
         """More of the request's body."""
@@ -285,9 +275,15 @@ class Forward:
             return None
         if not messages.is_initialize(b"".join(self._first)):
             return None
-        token = self._gateway.affinity.learn(visit, value)
-        if visit.session is not None:
-            self._gateway.farewells.expect(visit.route, visit.session)
+        affinity, farewells = self._gateway.affinity, self._gateway.farewells
+        token = affinity.learn(visit, value)
+        session = visit.session
+        assert session is not None
+        if self._exchange.gone:  # nobody will ever ask for it
+            affinity.end(session)
+            farewells.say(visit.route, session)
+        else:
+            farewells.expect(visit.route, session)
             visit.serves(self._exchange.id)
         return token
 

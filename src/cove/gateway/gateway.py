@@ -216,7 +216,9 @@ class Gateway:
 
     def _refused(self, exchange: Exchange, error: CoveError) -> None:
         """A request has met no instance, and may have been for no function."""
-        found = self.routes.match(exchange.fields.get(b"host", b""), exchange.target)
+        found = None
+        if error.code != "misdirected":
+            found = self.routes.match(exchange.fields.get(b"host", b""), exchange.target)
         route = found[0] if found is not None else None
         self.refuse(exchange, error, rpc=route is not None and route.mcp)
         if route is not None:

@@ -171,6 +171,16 @@ def _passed(
     return b"".join(lines)
 
 
+def framing(length: int | None, *, done: bool) -> bytes:
+    """The end of a request's head. `length` is what its caller said of the body's; `done`: there
+    is none, else it follows."""
+    if done:
+        return b"\r\n" if length is None else b"content-length: 0\r\n\r\n"
+    if length is not None:
+        return b"content-length: %d\r\n\r\n" % length
+    return b"transfer-encoding: chunked\r\n\r\n"
+
+
 def listed(connection: bytes) -> frozenset[bytes]:
     """Header names that a Connection header makes hop-by-hop."""
     return frozenset(name.strip().lower() for name in connection.split(b","))

@@ -91,6 +91,8 @@ async def _post(call: Call) -> None:
         except BaseException:
             bridge.close()
             raise
+        if call.exchange.left:
+            bridge.close()  # nobody will ever ask for it
 
 
 async def _get(call: Call, bridge: _Bridge) -> None:
