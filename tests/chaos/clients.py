@@ -211,6 +211,9 @@ class Listening(Counting):
                         await stream.aread()
                         said = f"{stream.status_code} {stream.text[:200]}"
                         self.end(_outcome(stream), begun, said)
+                        if stream.status_code == 404:
+                            self.lost += 1
+                            self.session = ""
                         return
                     number = -1
                     async for line in stream.aiter_lines():

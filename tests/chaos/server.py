@@ -49,8 +49,8 @@ class Server:
 
     @property
     def pid(self) -> int:
-        assert self.process is not None
-        return self.process.pid
+        """Of the process that was started last; 0 where none was."""
+        return self.process.pid if self.process is not None else 0
 
     @property
     def running(self) -> bool:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +17,7 @@ import pytest
 from chaos.campaign import Campaign
 from chaos.report import report
 from chaos.tally import Tally
+from e2e.installation import until
 
 SEED = 20261121
 
@@ -35,6 +41,27 @@ async def test_two_kills_under_load_lose_nothing_and_leave_nothing(folder: Path)
     assert result.lines
     for kind in ("legacy session", "modern call", "sse call", "websocket", "deploy"):
         assert result.tally.counts[kind]["ok"], told
+
+
+@pytest.mark.slow
+def test_an_interrupted_campaign_takes_everything_with_it(tmp_path: Path) -> None:
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    tmp_path.chmod(0o755)
+    argv = [sys.executable, "-m", "chaos", "--rounds", "50"]
+    tests = Path(__file__).parents[1]
+    with subprocess.Popen(argv, cwd=tests, env=env, stdout=subprocess.PIPE, text=True) as campaign:
+        logs = until(lambda: list(tmp_path.glob("cove-chaos-*/cove.log")), "a server was started")
+        until(lambda: "instance adopted" in logs[0].read_text(), "it was killed once", 90)
+        campaign.send_signal(signal.SIGINT)
+        out, _ = campaign.communicate(timeout=60)
+    assert campaign.returncode == 1
+    assert "rounds " in out
+    assert list(tmp_path.glob("cove-chaos-*")) == []
+    folder = str(logs[0].parent)
+    assert folder not in Path("/proc/self/mountinfo").read_text()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            assert folder.encode() not in (process / "cmdline").read_bytes()
 
 
 def test_what_fails_while_the_server_is_up_is_a_violation() -> None:

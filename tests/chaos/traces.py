@@ -67,7 +67,7 @@ class Ground:
             except OSError:
                 continue
             pid = int(process.name)
-            if not known or pid in (os.getpid(), self.server.process and self.server.pid):
+            if not known or pid in (os.getpid(), self.server.pid):
                 continue
             if "keep.py" in words and not keepers:
                 keepers += 1  # one, that is Cove's
