@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import warnings
+import weakref
 from typing import Any
 
 import pytest
 
 from cove.drivers.base import Exit, Launch
-from cove.engine.pool import Pool
+from cove.engine.instance import Instance
+from cove.engine.sessions import Session
 from cove.gateway.forward import Forward
 from gateway.test_retries import wire
 from gateway.test_streams import SSE, STREAMABLE, Sse, Streamable, call, result, sse
@@ -59,7 +61,10 @@ async def test_a_stream_whose_client_leaves_at_once_is_not_begun(world: World) -
         connection.data_received(request(path="/fn/fn/sse"))
         connection.connection_lost(None)
         await world.until(world.idle)
-        gc.collect()
+        gone = weakref.ref(connection)
+        connection._transport.abort()
+        del connection
+        await world.until(lambda: gc.collect() >= 0 and gone() is None)
     assert [str(w.message) for w in caught] == []
     assert world.driver.started == []
 
@@ -99,20 +104,24 @@ async def test_an_initialize_nobody_hears_the_answer_of_keeps_no_session(
 
 
 async def test_a_session_that_ends_while_its_instance_starts_leaves_nothing(world: World) -> None:
+    gate = Gate()
     world.driver.start_delay = 0.2
-    world.function(affinity="header:X-Key", session={"per_instance": 1})
+    world.function(serving(gate), affinity="header:X-Key", session={"per_instance": 1})
     client, other = await world.client(), await world.client()
-    for each in (client, other):  # the second waits for the first to open it
-        each.write(request(headers="X-Key: a\r\n"))
-    await world.until(lambda: len(world.gateway._tasks) == 2)
+    client.write(request(headers="X-Key: a\r\n"))
+    await world.until(lambda: len(world.gateway._tasks) == 1)
     (session,) = world.sessions.of()
     world.sessions.end(session, 0.0)  # as it does when its time has come
-    replies = [await client.reply(), await other.reply()]
-    assert [reply.status for reply in replies] == [200, 200]
-    (again,) = world.sessions.of()
-    assert again is not session
-    assert {reply.json["instance"] for reply in replies} == {world.one().id}
-    assert (world.one().slots, world.one().inflight) == (1, 0)
+    first, _ = await gate.next()
+    other.write(request(headers="X-Key: b\r\n"))
+    second, _ = await gate.next()
+    assert first.id != second.id  # nobody else's request is where a session is
+    gate.open.set()
+    assert [(await each.reply()).status for each in (client, other)] == [200, 200]
+    assert sorted(s.key for s in world.sessions.of()) == ["a", "b"]
+    assert session not in world.sessions.of()
+    await world.until(world.idle)
+    assert [i.slots for i in world.pools[0].ready] == [1, 1]
 
 
 async def test_a_session_is_not_opened_on_an_instance_that_has_ended(world: World) -> None:
@@ -139,14 +148,14 @@ async def test_who_joins_a_session_that_is_lost_in_that_moment_is_served_anew(
 ) -> None:
     world.driver.start_delay = 0.1
     pool = world.function(affinity="header:X-Key")
-    ready = Pool.became_ready
+    place = world.sessions.place
 
-    def became_ready(self: Pool, *args: Any) -> None:
-        ready(self, *args)
+    def placed(session: Session, instance: Instance) -> None:
+        place(session, instance)
         if len(world.driver.started) == 1:
-            world.crash(world.one())
+            world.crash(instance)
 
-    monkeypatch.setattr(Pool, "became_ready", became_ready)
+    monkeypatch.setattr(world.sessions, "place", placed)
     clients = [await world.client() for _ in range(3)]
     for client in clients:
         client.write(request(headers="X-Key: a\r\n"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import struct
 from typing import Any
 
 import pytest
@@ -382,6 +384,31 @@ async def test_a_stream_whose_end_is_the_connections_is_ended_as_what_it_is(
     assert [data(raw)["id"] for raw in await events(client)] == ([1] if dies else [])
 
 
+async def test_an_answer_whose_end_is_the_connections_does_not_end_with_a_reset(
+    world: World,
+) -> None:
+    async def app(
+        launch: Launch, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        if await receive(reader) is not None:
+            writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello")
+            await broken.wait()
+            sock = writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+
+    broken = asyncio.Event()
+    world.function(app)
+    client = await world.client()
+    client.write(request())
+    await client.head()
+    assert await client.chunk() == b"hello"
+    broken.set()
+    with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+        await client.chunk()
+    await world.until(world.idle)
+
+
 # Bridges.
 
 
@@ -424,6 +451,23 @@ async def test_sockets_that_close_before_the_exit_is_known_hide_no_reason(world:
         await asyncio.sleep(0.05)
         world.ends(instance, Exit(code=4))
         assert (await stream.next())["error"]["data"]["reason"] == {"exit_code": 4}
+
+
+async def test_nor_do_they_from_a_call_of_a_bridge(world: World) -> None:
+    backend = Sse(late=("tools/call",))
+    world.function(backend, kind="mcp", facts=SSE)
+    reply = await world.ask(request("POST", "/fn/fn/mcp", call(0, "initialize")))
+    session = f"Mcp-Session-Id: {reply.get('mcp-session-id')}\r\n"
+    client = await world.client()
+    client.write(request("POST", "/fn/fn/mcp", call(1), headers=session))
+    assert (await client.head()).status == 200
+    assert backend.stream is not None
+    instance = world.one()
+    backend.stream.transport.abort()
+    await asyncio.sleep(0.05)
+    world.ends(instance, Exit(code=4))
+    (last,) = await events(client)
+    assert data(last)["error"]["data"]["reason"] == {"exit_code": 4}
 
 
 @pytest.mark.parametrize("accepted", [True, False])

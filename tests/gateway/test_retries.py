@@ -21,10 +21,11 @@ from cove.drivers.fake import FakeRunning
 from cove.drivers.process import ProcessDriver
 from cove.engine.instance import Instance
 from cove.engine.pool import Pool
+from cove.gateway.fetch import fetch, plain_head
 from cove.gateway.http import Connection
 from cove.model import Plan
 from cove.states import InstanceState
-from gateway.test_streams import SSE, Sse, call, sse
+from gateway.test_streams import SSE, STREAMABLE, Sse, Streamable, call, sse
 from gateway.world import Asked, Client, Gate, World, answer, receive, request, serving
 
 POST = request("POST", "/fn/fn/", b"{}")
@@ -146,20 +147,16 @@ async def test_an_idle_instance_that_died_is_not_asked(world: World) -> None:
     assert reply.body != first
 
 
-async def test_a_bridge_asks_again_too_what_was_not_heard(world: World) -> None:
-    backend = Sse()
-    world.function(backend, kind="mcp", facts=SSE)
-    async with sse(world) as stream:
-        client, connection = await wire(world)
-        upstream = next(iter(world.routes.get("fn").upstreams.values()))  # type: ignore[union-attr]
-        assert len(upstream._idle) == 1
-        for writer in backend.writers:
-            if writer is not backend.stream and not writer.transport.is_closing():
-                close(writer)
-        connection.data_received(request("POST", stream.path, call(1)))
-        assert (await client.reply()).status == 202
-        assert (await stream.next())["id"] == 1
-    assert len(backend.posts) == 2
+async def test_what_cove_itself_asks_is_asked_again_too(world: World) -> None:
+    backend = Counting()
+    world.function(backend)
+    assert (await world.ask(POST)).status == 200
+    (upstream,) = world.routes.get("fn").upstreams.values()  # type: ignore[union-attr]
+    assert len(upstream._idle) == 1
+    backend.hang_up()
+    head = plain_head(b"POST", b"/again", [], port=80, length=2)
+    async with fetch(upstream, head, b"{}") as response:
+        assert (response.status, len(backend.executed)) == (200, 2)
 
 
 # Instances that go before they are reached.
@@ -207,15 +204,28 @@ async def test_who_finds_the_door_shut_is_served_by_another(
 async def test_an_instance_that_is_told_to_stop_is_sent_nothing_more(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def drain(running: FakeRunning) -> None:
-        world.supervisor.stop(pool, world.one())
+    gate, connect = Gate(), FakeRunning.connect
 
-    on_first_connect(monkeypatch, drain)
-    backend = Counting()
-    pool = world.function(backend)
-    assert (await world.ask(POST)).status == 200
-    (only,) = backend.executed
-    assert [launch.id for launch in world.driver.started].index(only[0]) == 1
+    async def connecting(self: FakeRunning) -> Any:
+        made = await connect(self)
+        if first is not None and self is first.running:
+            world.supervisor.stop(pool, first)
+        return made
+
+    async def app(launch: Launch, asked: Asked) -> bytes:
+        return await gate(launch, asked) if asked.method == "GET" else answer(launch.id.encode())
+
+    monkeypatch.setattr(FakeRunning, "connect", connecting)
+    first: Instance | None = None
+    pool = world.function(serving(app))
+    holder = await world.client()
+    holder.write(request())
+    await gate.next()
+    first = world.one()  # it has a request to finish, and time for that
+    reply = await world.ask(POST)
+    assert (reply.status, reply.body) == (200, world.driver.started[1].id.encode())
+    gate.open.set()
+    assert (await holder.reply()).body == first.id.encode()
     await world.until(world.idle)
 
 
@@ -280,6 +290,30 @@ async def test_an_instance_that_goes_as_somebodys_turn_comes_is_not_theirs(
         assert session.instance is world.one()
     await world.until(world.idle)
     assert world.one().slots == (affinity != "none")
+
+
+async def test_a_stream_whose_turn_comes_as_its_instance_goes_is_opened_at_another(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scale, session = {"max": 1}, {"per_instance": 1}
+    pool = world.function(Streamable(), kind="mcp", facts=STREAMABLE, scale=scale, session=session)
+    waiter = await world.client()
+    async with sse(world):
+        first = world.one()
+        waiter.write(request(path="/fn/fn/sse"))
+        await world.until(lambda: pool.waiting == 1)
+        dispatch = pool._dispatch
+
+        def dispatched() -> None:
+            dispatch()
+            if not pool.waiting and first.state is InstanceState.READY:
+                world.crash(first)
+
+        monkeypatch.setattr(pool, "_dispatch", dispatched)
+    assert (await waiter.head()).status == 200
+    assert (world.one() is not first, world.one().slots) == (True, 1)
+    waiter.abort()
+    await world.until(lambda: (world.one().slots, world.one().inflight) == (0, 0))
 
 
 async def test_a_stream_that_finds_the_door_shut_is_opened_at_another(
