@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from cove.server.tiers import cgroup_parent
 from e2e.conftest import left_behind
@@ -127,15 +128,15 @@ class Standing:
     def send(self, archive: bytes, name: str = STEADY) -> list[dict[str, Any]]:
         """An archive straight to the API, as no `cove deploy` would make it; what is answered."""
         status, body = self.post(
-            f"/v1/functions?name={name}", archive, authorization=f"Bearer {self.cove.key}"
+            f"/v1/functions?name={quote(name)}", archive, authorization=f"Bearer {self.cove.key}"
         )
         events = [json.loads(line) for line in body.splitlines() if line.strip()]
         return events if status == 200 else [{"event": "error", **events[0]}]
 
-    def refuses_archive(self, archive: bytes) -> Refusal:
+    def refuses_archive(self, archive: bytes, name: str = STEADY) -> Refusal:
         """What the API says of an archive, which it must refuse and change nothing."""
         with self.unchanged():
-            events = self.send(archive)
+            events = self.send(archive, name)
         assert events[-1]["event"] == "error", events
         return Refusal.of(events[-1]["error"])
 

@@ -8,22 +8,56 @@ from collections.abc import Iterator
 import pytest
 
 from bad_input.standing import Standing
+from cove.cli.arguments import arguments
+from cove.cli.call import check
+from cove.errors import CoveError
 
-WEATHER = """
-from mcp.server import MCPServer
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "days": {"type": "integer", "default": 1}},
+    "required": ["city"],
+}
+WEATHER = f"""
+import json, os
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
-mcp = MCPServer("weather")
+FORECAST = {{"name": "forecast", "inputSchema": {SCHEMA}}}
+FORGET = {{"name": "forget", "inputSchema": {{"type": "object"}}}}
 
 
-@mcp.tool()
-def forecast(city: str, days: int = 1) -> str:
-    return f"{city} {days}"
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        message = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        answer = self.answer(message.get("method"), message.get("params", {{}}))
+        body = json.dumps({{"jsonrpc": "2.0", "id": message.get("id"), **answer}}).encode()
+        self.send_response(200 if "id" in message else 202)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def answer(self, method, params):
+        if method == "initialize":
+            return {{"result": {{"protocolVersion": params["protocolVersion"],
+                               "capabilities": {{"tools": {{}}}},
+                               "serverInfo": {{"name": "weather", "version": "1"}}}}}}
+        if method == "tools/list":
+            return {{"result": {{"tools": [FORECAST, FORGET]}}}}
+        if method == "tools/call":
+            failed = params["name"] == "forget"
+            given = params.get("arguments", {{}})
+            text = "no barometer" if failed else f"{{given['city']}} {{given.get('days', 1)}}"
+            content = [{{"type": "text", "text": text}}]
+            return {{"result": {{"content": content, "isError": failed}}}}
+        return {{"error": {{"code": -32601, "message": "no such method"}}}}
+
+    def log_message(self, *args):
+        pass
 
 
-@mcp.tool()
-def forget() -> str:
-    raise RuntimeError("no barometer")
+HTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
 """
+PROGRAM = 'command = "python server.py"\n[scale]\nmin = 1\n'
 
 BAD: dict[str, tuple[list[str], str, str]] = {
     "a tool misspelt": (
@@ -57,12 +91,12 @@ BAD: dict[str, tuple[list[str], str, str]] = {
 
 @pytest.fixture(scope="module")
 def weather(cove: Standing) -> Iterator[Standing]:
-    cove.cove.deploy("weather", {"server.py": WEATHER}, "[scale]\nmin = 1\n")
+    cove.cove.deploy("weather", {"server.py": WEATHER}, PROGRAM)
     yield cove
     cove.cove("rm", "weather", "--yes")
 
 
-@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("kind", ["a tool misspelt", "a tool unlike any", "an argument misspelt"])
 def test_a_call_that_cannot_be_made_says_what_can(weather: Standing, kind: str) -> None:
     words, said, hint = BAD[kind]
     with weather.unchanged():
@@ -71,6 +105,17 @@ def test_a_call_that_cannot_be_made_says_what_can(weather: Standing, kind: str) 
     assert error["code"] == "bad_request"
     assert said in error["message"]
     assert hint in error.get("hint", "")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in BAD if not kind.startswith("a tool")])
+def test_arguments_that_the_schema_has_no_room_for_are_told(kind: str) -> None:
+    (tool, *words), said, hint = BAD[kind]
+    whole = words.pop() if words[:1] == ["--args"] else None
+    with pytest.raises(CoveError) as refused:
+        check(tool, arguments([] if whole else words, whole, SCHEMA), SCHEMA)
+    assert refused.value.code == "bad_request"
+    assert said in refused.value.message
+    assert hint in refused.value.hint
 
 
 def test_an_argument_that_the_tool_would_pass_over_is_told_and_the_call_is_made(
@@ -86,7 +131,7 @@ def test_a_tool_that_fails_is_the_tools_own_answer_and_exit_code_1(weather: Stan
         people = weather.cove("call", "weather", "forget", code=1)
         program = weather.cove("call", "weather", "forget", "--json", code=1)
     assert people.out == ""
-    assert "forget" in people.err
+    assert people.err == "no barometer\n"
     assert json.loads(program.out)["isError"] is True
 
 

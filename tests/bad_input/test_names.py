@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
+
 import pytest
 
 from bad_input.standing import Standing
+from bad_input.test_uploads import tarred
 from e2e.servers import HAND
 
 PROGRAM = 'command = "python server.py"\n'
 
+SOURCE = gzip.compress(tarred(("server.py", {}, HAND.encode())))
 MALFORMED = {
     "Weather_Station": "'weather-station'",
     "a.b": "'a-b'",
@@ -24,18 +28,22 @@ MALFORMED = {
 
 @pytest.mark.parametrize("name", MALFORMED)
 def test_a_malformed_name_is_refused_with_one_that_would_do(cove: Standing, name: str) -> None:
-    folder = cove.source({"server.py": HAND}, PROGRAM)
-    refusal = cove.refuses(folder, name=name)
+    refusal = cove.refuses_archive(SOURCE, name)
     assert refusal.code == "bad_name"
     assert repr(name) in refusal.message
     assert MALFORMED[name] in refusal.hint
+
+
+def test_a_malformed_name_is_refused_by_the_command_too(cove: Standing) -> None:
+    refusal = cove.refuses(cove.source({"server.py": HAND}, PROGRAM), name="Weather Station")
+    assert (refusal.code, refusal.hint) == ("bad_name", "try 'weather-station'")
 
 
 @pytest.mark.parametrize("name", ["api", "console"])
 def test_a_name_that_cove_has_taken_for_itself_is_refused_with_another(
     cove: Standing, name: str
 ) -> None:
-    refusal = cove.refuses(cove.source({"server.py": HAND}, PROGRAM), name=name)
+    refusal = cove.refuses_archive(SOURCE, name)
     assert refusal.code == "bad_name"
     assert "keeps for itself" in refusal.message
     assert f"'{name}-server'" in refusal.hint
@@ -62,7 +70,7 @@ def test_a_name_that_is_taken_gets_another_version_and_says_which(cove: Standing
         cove.cove("rm", "taken", "--yes")
 
 
-@pytest.mark.parametrize("command", ["describe", "tools", "connect", "rm", "call"])
+@pytest.mark.parametrize("command", ["describe", "connect", "rm", "call"])
 def test_a_name_that_is_not_there_is_answered_with_those_that_are_near(
     cove: Standing, command: str
 ) -> None:

@@ -8,17 +8,17 @@ import contextlib
 import httpx2
 
 from bad_input.standing import Standing, footprint
+from chaos.programs import COUNTER
 from e2e.installation import PATIENCE, Installation, until_async
-from e2e.servers import EVERY
 from e2e.test_bridges import ACCEPT, INITIALIZE
 
-TOML = "[scale]\nmin = 1\n"
+TOML = 'command = "python server.py"\n[scale]\nmin = 1\n'
 COUNT = {"jsonrpc": "2.0", "id": 9, "method": "tools/call", "params": {"name": "count"}}
 SLOW = {
     "jsonrpc": "2.0",
     "id": 10,
     "method": "tools/call",
-    "params": {"name": "silent", "arguments": {"seconds": 60}},
+    "params": {"name": "count", "arguments": {"seconds": 60}},
 }
 
 
@@ -27,7 +27,7 @@ async def test_a_removed_functions_sessions_streams_and_requests_end_and_nothing
 ) -> None:
     cove = contained.cove
     before, kept = footprint(cove), layers(cove)
-    await asyncio.to_thread(cove.deploy, "doomed", {"server.py": EVERY}, TOML)
+    await asyncio.to_thread(cove.deploy, "doomed", {"server.py": COUNTER}, TOML)
     url = cove.mcp("doomed")
     async with (
         asyncio.timeout(3 * PATIENCE),

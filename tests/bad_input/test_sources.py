@@ -25,6 +25,7 @@ HTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
 """
 TWO = "from mcp.server import MCPServer\n\neast = MCPServer('east')\nwest = MCPServer('west')\n"
 ONE = "from mcp.server import MCPServer\n\n{0} = MCPServer('{0}')\n"
+EAST = "import fastapi\n\neast = fastapi.FastAPI()\n"
 PROGRAM = 'command = "python server.py"\n'
 
 NOT_PYTHON = {
@@ -125,8 +126,7 @@ def test_two_servers_are_both_named_and_how_to_choose(
     [("server:wind", "wind"), ("winds:mcp", "winds"), ("winds.py", "winds.py")],
 )
 def test_an_entry_that_is_not_there_says_what_is(cove: Standing, entry: str, named: str) -> None:
-    files = {"server.py": ONE.format("east")}
-    refusal = cove.refuses(cove.source(files, f'entry = "{entry}"\n'))
+    refusal = cove.refuses(cove.source({"server.py": EAST}, f'entry = "{entry}"\n'))
     assert refusal.code in ("bad_source", "deploy_failed")
     assert named in refusal.text
     if entry == "server:wind":

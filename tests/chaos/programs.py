@@ -57,6 +57,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         if "id" not in message:
             return self.reply(202)
+        time.sleep(message["params"].get("arguments", {}).get("seconds", 0))
         with lock:
             counts[session] += 1
             said = f"{WHO} {counts[session]}"
