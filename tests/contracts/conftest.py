@@ -16,6 +16,7 @@ from cove.drivers.fake import FakeDriver, FakeRunning
 from cove.drivers.oci import OciDriver
 from cove.drivers.probe import probe
 from cove.drivers.process import ProcessDriver
+from cove.sandbox.cgroup import host_hierarchies
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +50,7 @@ async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[R
     await made.driver.close()
     assert made.alive() == []
     made.close()
-    assert list(Path("/sys/fs/cgroup").glob(f"**/{PARENT}")) == []
+    assert host_hierarchies().group(PARENT).folders() == []
     assert not state.exists()
     assert [x for x in mountinfo() if str(tmp_path) in x] == []
     info = tmp_path.stat()

@@ -16,6 +16,7 @@ from typing import Any
 from cove.drivers.base import Driver, Launch, Running
 from cove.drivers.fake import App, FakeDriver
 from cove.model import MIB, Interpreter, Limits
+from cove.sandbox.cgroup import host_hierarchies
 
 PARENT = f"cove-contract-{os.getpid()}"
 BOUND = 20.0  # seconds for anything that is waited for
@@ -171,7 +172,7 @@ class Rig:
         return {
             "processes": self.alive(),
             "mounts": [x for x in mountinfo() if str(self._folder) in x or " /run/cove/" in x],
-            "cgroups": [str(p) for p in Path("/sys/fs/cgroup").glob(f"**/{PARENT}/t-*")],
+            "cgroups": sorted(host_hierarchies().group(PARENT).children()),
             "folders": sorted(str(p) for glob in ("*", "[br]u*/*") for p in self.state.glob(glob)),
             "held": sorted(x for x in fds if x.startswith(("net:", "anon_inode:[pidfd]"))),
         }

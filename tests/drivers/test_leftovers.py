@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from cove.drivers.procfs import process
 from cove.drivers.record import Record, boot_id, read_record
 from cove.drivers.runtime import Runtime
 from cove.sandbox.cgroup import host_hierarchies
+from cove.sandbox.ids import IDS_EACH
 from cove.sandbox.mounts import below, mount_tmpfs, mounts
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="adoption needs /proc")
@@ -159,6 +161,26 @@ async def test_a_record_of_another_instance_adopts_nothing(box: Box) -> None:
     (adopted,) = await again(box).adopt()
     assert adopted.id == one.id
     assert ended(two.pid)
+
+
+async def test_a_process_within_that_is_not_the_first_is_not_adopted(box: Box) -> None:
+    running, _ = await box.start(f"import os, time\nos.fork() or time.sleep(600)\n{SLEEP}")
+    (child,) = set(running.bundle.cgroup.pids()) - {running.pid}
+    await box.driver.close(keep=True)
+    found = process(child)
+    assert found is not None
+    replace(running.bundle.record, pid=child, started=found.started).write(running.bundle.folder)
+    assert await again(box).adopt() == []
+    assert ended(running.pid)
+
+
+async def test_one_whose_ids_are_not_those_of_its_record_is_not_adopted(box: Box) -> None:
+    running, _ = await box.start(SLEEP)
+    other = running.bundle.record.first_id + IDS_EACH
+    replace(running.bundle.record, first_id=other).write(running.bundle.folder)
+    await box.driver.close(keep=True)
+    assert await again(box).adopt() == []
+    assert ended(running.pid)
 
 
 async def test_what_is_frozen_is_thawed_to_die(box: Box) -> None:
@@ -386,8 +408,7 @@ def test_what_a_killed_probe_leaves_the_next_one_removes(
     assert again.returncode == 0
     assert list(state.iterdir()) == []
     assert [one.target for one in mounts() if str(tmp_path) in one.target] == []
-    groups = {path.name for path in Path("/sys/fs/cgroup").glob("**/cove-probe-*")}
-    assert not groups & left
+    assert [host_hierarchies().group(name).folders() for name in left] == [[]] * len(left)
 
 
 def test_a_probe_at_work_is_left_alone_by_another(tmp_path: Path, runtime: Runtime) -> None:

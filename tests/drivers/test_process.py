@@ -122,10 +122,10 @@ async def test_a_port_that_an_adopted_one_was_told_is_told_to_nobody_else(
     await driver.close(keep=True)
     again = ProcessDriver(tmp_path / "serve.py", tmp_path / "state")
     (adopted,) = await again.adopt()
-    bind = socket.socket.bind
-    offered = iter([running.port, 0])
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        offered = iter([("127.0.0.1", running.port), free.getsockname()])
     # It does not listen there yet, and the kernel may offer the port to others.
-    monkeypatch.setattr(socket.socket, "bind", lambda one, at: bind(one, (at[0], next(offered))))
+    monkeypatch.setattr(socket.socket, "getsockname", lambda one: next(offered))
     other = await again.start(launch_of(tmp_path, WAIT, stdout=silent, stderr=silent))
     monkeypatch.undo()
     assert adopted.port == running.port != other.port
