@@ -191,18 +191,23 @@ class Campaign:
     async def _no_line_is_missing(self, control: Control) -> None:
         """The printer's numbers are in its log one after the other, each once."""
         records = await control.lines("printer", self._since)
-        said = [f"{record['text']} of {record['instance']}" for record in records]
+        said = [
+            f"{line} of {record['instance']}"
+            for record in records
+            for line in record["text"].split("\n")  # many lines at once may share a record
+        ]
         numbers = [int(match[1]) if (match := _LINE.match(text)) else -1 for text in said]
         if not numbers or numbers[0] > self._line:
             self.tally.violation(f"the log begins with {said[:1]}, not {self._line}")
+        if not numbers:
+            return
         for at, (last, number) in enumerate(itertools.pairwise(numbers)):
             if number != last + 1:
                 self.tally.violation(f"the log does not go on: {said[max(0, at - 2) : at + 6]}")
                 break
         else:
             self.result.lines += numbers[-1] - self._line
-        if records:
-            self._line, self._since = numbers[-1], records[-1]["time"]
+        self._line, self._since = numbers[-1], records[-1]["time"]
 
     async def _nothing_stray(self, control: Control) -> None:
         async def ids() -> set[str]:
