@@ -191,6 +191,7 @@ class Engine:
         return Facts()
 
     async def begin(self) -> None:
+        self.supervisor.pause()
         await self.functions.load()
         await recover(
             drivers=[self.driver],  # type: ignore[list-item]
@@ -201,14 +202,15 @@ class Engine:
             ledger=Doomed(self.ledger, self.doom),  # type: ignore[arg-type]
             on_event=lambda event: None,
         )
+        self.supervisor.resume()
 
     async def cut_off(self) -> None:
         """Whatever this engine still has under way comes to nothing."""
         self.doom.dead = True
-        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in tasks:
+                task.cancel()  # again and again: some have something to undo first
+            await asyncio.sleep(0)
         for instance in list(self.supervisor._every):
             if instance.output is not None:
                 instance.output.release()
@@ -345,7 +347,8 @@ class World:
         """All that runs is known, and all that is known runs and is ready."""
         known = {i.id: i for entry in engine.functions.all() for _, i in entry.instances}
         assert set(known) == set(self.home)
-        assert {i.state for i in known.values()} <= {InstanceState.READY}
+        serving = [i for i in known.values() if i.slots or i.state is not InstanceState.DRAINING]
+        assert {i.state for i in serving} <= {InstanceState.READY}
         for instance in known.values():
             assert instance.slots == sum(s.instance is instance for s in engine.sessions.of())
 

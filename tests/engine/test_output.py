@@ -69,14 +69,14 @@ async def test_lines_are_told_as_they_come(paper: Paper) -> None:
     assert (paper.lines(), paper.lines("stderr")) == (["hello", "half and half"], ["oh"])
     os.close(out)
     os.close(err)
-    output.close()
+    output.finish()
 
 
 async def test_the_last_lines_are_kept(paper: Paper) -> None:
     output = paper.make()
     say(output, b"".join(b"line %d\n" % n for n in range(500)) + b"unfinished")
     await paper.until(lambda: output.tail(3) == ["line 498", "line 499", "unfinished"])
-    output.close()
+    output.finish()
     assert len(output.tail(1000)) == 200
     assert paper.lines()[-1] == "unfinished"
 
@@ -84,7 +84,7 @@ async def test_the_last_lines_are_kept(paper: Paper) -> None:
 async def test_what_a_program_said_last_is_not_lost_with_it(paper: Paper) -> None:
     output = paper.make()
     say(output, b"", b"Traceback\nboom\n")
-    output.close()
+    output.finish()
     assert output.tail() == ["Traceback", "boom"]
     assert paper.lines("stderr") == ["Traceback", "boom"]
     assert not any(path.exists() for path in output.paths)
@@ -109,20 +109,22 @@ async def test_a_flood_waits_at_its_fifo_and_goes_on(
     await paper.until(lambda: sum(len(line) + 1 for line in paper.lines()) == sent)
     os.close(out)
     os.close(err)
-    output.close()
+    output.finish()
 
 
 async def test_short_lines_cost_more_than_their_bytes(paper: Paper) -> None:
     output = paper.make()
-    output._take("stdout", b"\n" * 10_000)
-    assert output._spent >= 10_000 * 100
-    output.close()
+    output._take("stdout", b"\n" * 4096)
+    assert output._spent >= 4096 + 100 * 1000
+    assert "\n".join(paper.lines()) == "\n" * 4095
+    assert len(paper.lines()) <= 1024
+    output.finish()
 
 
 async def test_long_lines_come_in_pieces_and_odd_bytes_are_shown(paper: Paper) -> None:
     output = paper.make()
     say(output, b"a" * 20_000 + b"\n\xff\xfe\n")
-    output.close()
+    output.finish()
     assert "".join(paper.lines()) == "a" * 20_000 + "\ufffd\ufffd"
     assert max(len(line) for line in paper.lines()) == LINE_BYTES
     assert paper.lines()[-1] == "\ufffd\ufffd"
@@ -134,7 +136,7 @@ async def test_secrets_are_hidden_wherever_they_are_cut(paper: Paper, secret: st
     output.hide([secret])
     for pad in (0, LINE_BYTES - 3, LINE_BYTES, 2 * LINE_BYTES - 5):
         say(output, b"-" * pad + secret.encode() + b" end\n", secret.encode())
-    output.close()
+    output.finish()
     said = "".join(paper.lines() + paper.lines("stderr") + output.tail(1000))
     assert not any(part in said for part in secret.splitlines())
     assert said.count("[secret]") >= 8
@@ -185,7 +187,7 @@ async def test_no_program_dies_of_its_reader_and_nothing_it_says_meanwhile_is_lo
         second = Paper(tmp_path / "output", keeper)
         adopted = second.outputs.adopt("fn", 1, "fn-1-a")
         assert program.wait(BOUND) == 0
-        adopted.close()
+        adopted.finish()
         said = first.lines() + second.lines()
         # The line that was being written at the change is there in two pieces.
         assert "".join(said) == "".join(map(str, range(10000))) + "last words"
@@ -204,7 +206,7 @@ async def test_last_words_wait_for_the_next_reader(tmp_path: Path) -> None:
         assert program.wait(BOUND) == 0  # nobody but the keeper has its fifos open now
         second = Paper(tmp_path / "output", keeper)
         assert second.outputs.left() == ["fn-1-a"]
-        second.outputs.adopt("fn", 1, "fn-1-a").close()
+        second.outputs.adopt("fn", 1, "fn-1-a").finish()
         assert second.lines() == ["why I died"]
         second.outputs.close()
 
@@ -219,7 +221,7 @@ async def test_another_keeper_takes_over_from_one_that_was_killed(tmp_path: Path
         keeper._child.wait()
         first.outputs.look()
         await asyncio.to_thread(until_held, keeper, tmp_path)
-        output.close()
+        output.finish()
         first.outputs.close()
 
 

@@ -28,6 +28,7 @@ async def serving(app: Starlette, place: Path) -> AsyncIterator[str]:
     ):
         _remove(path)  # an earlier process's
         listener.bind(path)
+        os.chmod(path, 0o600)
         listener.listen(_BACKLOG)
         server = _Quiet(
             uvicorn.Config(

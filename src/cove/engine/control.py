@@ -155,7 +155,9 @@ class EngineControl:
     def _failing(self, entry: Entry) -> dict[str, Any] | None:
         """Why its instances do not stay up, with the last one's last lines."""
         pool = entry.pools.get(entry.live) if entry.live is not None else None
-        return pool.failing.to_json() if pool is not None and pool.failing is not None else None
+        if pool is None or pool.failing is None or pool.ready:
+            return None
+        return pool.failing.to_json()
 
     def _state(self, entry: Entry) -> str:
         """Its version's, or `failing` where its instances do not stay up."""

@@ -229,7 +229,8 @@ class Functions:
         try:
             progress(f"starting {version.function}:{version.number}")
             facts = await self._first_start(pool)
-            version = await self._store.go_live(version, facts)
+            # Shielded: what is live in the store must not be failed here.
+            version = await asyncio.shield(self._store.go_live(version, facts))
         except BaseException as error:
             reason = error.message if isinstance(error, CoveError) else "cancelled"
             try:

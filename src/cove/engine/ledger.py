@@ -82,7 +82,9 @@ class Ledger:
         return list(records.values())
 
     def close(self) -> None:
-        os.close(self._open)
+        """What is noted from here on is not."""
+        descriptor, self._open = self._open, -1
+        os.close(descriptor)
 
 
 def _opened(file: Path) -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from cove.clock import now
 from cove.logs.keeper import Keeper
@@ -20,13 +22,17 @@ STREAMS: tuple[Stream, Stream] = ("stdout", "stderr")
 
 LINE_BYTES = 8192
 _LINES = 200
-_READ = 32 * 1024
-_LAST_READS = 64  # of a fifo's rest, where nobody goes on writing
-_BUDGET = 256 * 1024
+_READ = 4096
+_RECORDS = 1024  # of one read at most; more lines than that share them
+_LAST_READS = 256  # of a fifo's rest, a MiB at most, where nobody goes on writing
+_TAIL_READS = 16
+_BREATH = 0.0005  # seconds in which other threads have their turn
+_BUDGET = 128 * 1024
 _LINE_COST = 100
 _EVERY = 0.1
 _SHORTEST_SECRET = 4
 _HIDDEN = b"[secret]"
+_CONCEALED = b"[not kept: the secrets that it may hold are not known any more]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,39 +55,81 @@ Serving = Callable[[], tuple[str, str]]
 """Which session and request an instance serves just now, where that is one."""
 
 
+class Sealing(Protocol):
+    """Keeps which secrets an instance was given, for the next Cove."""
+
+    def remember(self, values: Sequence[str]) -> bytes:
+        """The values, sealed."""
+
+    def recall(self, sealed: bytes) -> Sequence[str] | None:
+        """The values; None where what sealed them is gone."""
+
+
 class Outputs:
     """The outputs of all instances: their fifos' folder, who reads it, and who holds it open."""
 
-    def __init__(self, folder: Path, on_printed: OnPrinted, keeper: Keeper | None = None) -> None:
-        """`folder` is made. Without a keeper, what nobody has open is forgotten."""
+    def __init__(
+        self,
+        folder: Path,
+        on_printed: OnPrinted,
+        keeper: Keeper | None = None,
+        sealing: Sealing | None = None,
+    ) -> None:
+        """`folder` is made. Without a keeper, what nobody has open is forgotten; without sealing,
+        which secrets an instance was given is not remembered for the next Cove."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder = folder
         self._keeper = keeper
         self._on_printed = on_printed
+        self._sealing = sealing
         self._reader = Reader()
 
     def __repr__(self) -> str:
         return f"<Outputs {self._folder}>"
 
-    def make(self, function: str, version: int, instance: str) -> Output:
-        """A new instance's, whose fifos are there from now on. `OSError` where they cannot be."""
+    def make(
+        self, function: str, version: int, instance: str, secrets: Sequence[str] = ()
+    ) -> Output:
+        """A new instance's, whose fifos are there from now on; it was given these `secrets`.
+
+        `OSError` where they cannot be, and then nothing is.
+        """
         output = Output(self, function, version, instance)
-        for path in output.paths:
-            os.mkfifo(path, 0o600)
-            if self._keeper is not None:
-                self._keeper.hold(path.name)
-        output.read()
+        try:
+            if secrets and self._sealing is not None:
+                self._given(instance).write_bytes(self._sealing.remember(secrets))
+            for path in output.paths:
+                os.mkfifo(path, 0o600)
+                if self._keeper is not None:
+                    self._keeper.hold(path.name)
+            output.hide(secrets)
+            output.read()
+        except OSError:
+            output.finish()
+            raise
         return output
 
     def adopt(self, function: str, version: int, instance: str) -> Output:
         """An instance's of an earlier Cove; what it has printed since is read."""
         output = Output(self, function, version, instance)
+        with contextlib.suppress(FileNotFoundError):
+            sealed = self._given(instance).read_bytes()
+            secrets = self._sealing.recall(sealed) if self._sealing is not None else None
+            if secrets is None:
+                output.conceal()
+            else:
+                output.hide(secrets)
         output.read()
         return output
 
+    def discard(self, instance: str) -> None:
+        """Remove what an instance has left, unread."""
+        self.forget(Output(self, "", 0, instance))
+
     def left(self) -> list[str]:
         """Instances that have fifos here."""
-        return sorted({path.rpartition(".")[0] for path in os.listdir(self._folder)} - {""})
+        names = (name.rpartition(".") for name in os.listdir(self._folder))
+        return sorted({ident for ident, _, stream in names if stream in STREAMS})
 
     def look(self) -> None:
         """See that what must be held is held. Cheap; to be called now and then."""
@@ -108,10 +156,20 @@ class Outputs:
     def unwatch(self, descriptor: int) -> None:
         self._reader.remove(descriptor)
 
-    def drop(self, path: Path) -> None:
-        path.unlink(missing_ok=True)
-        if self._keeper is not None:
-            self._keeper.drop(path.name)
+    def finish(self, output: Output) -> None:
+        """Have an output's rest read in the reader's thread."""
+        self._reader.call(output.finish)
+
+    def forget(self, output: Output) -> None:
+        """Remove what there is of an output."""
+        for path in output.paths:
+            path.unlink(missing_ok=True)
+            if self._keeper is not None:
+                self._keeper.drop(path.name)
+        self._given(output.instance).unlink(missing_ok=True)
+
+    def _given(self, instance: str) -> Path:
+        return self._folder / f".{instance}.given"  # of no interest to the keeper
 
 
 class Output:
@@ -123,11 +181,13 @@ class Output:
 
     def __init__(self, home: Outputs, function: str, version: int, instance: str) -> None:
         self._home = home
+        self.instance = instance
         self._about = (function, version, instance)
         self.paths = [home.path(instance, stream) for stream in STREAMS]
         self.serving: Serving | None = None
-        self._secrets: list[bytes] = []
+        self._secrets: re.Pattern[bytes] | None = None
         self._longest = 1
+        self._concealed = False
         self._lines: deque[str] = deque(maxlen=_LINES)
         self._open: dict[int, Stream] = {}
         self._rest: dict[Stream, bytes] = dict.fromkeys(STREAMS, b"")
@@ -135,14 +195,19 @@ class Output:
         self._turn = threading.Lock()
 
     def hide(self, secrets: Iterable[str]) -> None:
-        """Keep these values out of what is kept. Values of fewer than 4 bytes are not found."""
-        parts = {part for secret in secrets for part in (secret, *secret.splitlines())}
-        self._secrets = sorted(
-            (p.encode() for p in parts if len(p.encode()) >= _SHORTEST_SECRET),
-            key=len,
-            reverse=True,
-        )
-        self._longest = len(self._secrets[0]) if self._secrets else 1
+        """Keep these values, and each line of them, out of what is kept.
+
+        Of fewer than 4 bytes they are not looked for.
+        """
+        parts = {part.encode() for secret in secrets for part in (secret, *secret.splitlines())}
+        found = sorted((p for p in parts if len(p) >= _SHORTEST_SECRET), key=len, reverse=True)
+        if found:
+            self._secrets = re.compile(b"|".join(map(re.escape, found)))
+            self._longest = len(found[0])
+
+    def conceal(self) -> None:
+        """It was given secrets, and nobody knows which: keep nothing of what it prints."""
+        self._concealed = True
 
     def open(self) -> tuple[int, int]:
         """Descriptors for the instance to write to; the caller closes them after the start.
@@ -190,6 +255,9 @@ class Output:
             lines.append(rest[: -self._longest])
             rest = rest[-self._longest :]
         self._rest[stream] = rest
+        if len(lines) > _RECORDS:  # none is lost, and thousands cost what some do
+            each = -(-len(lines) // _RECORDS)
+            lines = [b"\n".join(lines[n : n + each]) for n in range(0, len(lines), each)]
         self._spent += len(data) + _LINE_COST * len(lines)
         self._say(stream, lines)
 
@@ -209,29 +277,37 @@ class Output:
         )
 
     def _hidden(self, line: bytes) -> bytes:
-        for secret in self._secrets:
-            line = line.replace(secret, _HIDDEN)
-        return line
+        if self._concealed:
+            return _CONCEALED
+        return self._secrets.sub(_HIDDEN, line) if self._secrets is not None else line
 
     def tail(self, count: int = 20) -> list[str]:
         """The last `count` lines, an unfinished one included."""
         with self._turn:
             for descriptor in self._open:
-                self._read(descriptor)
+                self._read_some(descriptor, _TAIL_READS)
             rests = (self._hidden(rest) for rest in self._rest.values() if rest)
             return [*self._lines, *(r.decode(errors="replace") for r in rests)][-count:]
 
     def close(self) -> None:
-        """The instance has ended: read what it has left, and remove the fifos. Lines stay."""
+        """The instance has ended: what it has left is read behind, then its fifos are removed."""
+        self._home.finish(self)
+
+    def finish(self) -> None:
+        """The same, here and now. Lines stay. Idempotent."""
         with self._turn:
             for descriptor in self._open:
-                for _ in range(_LAST_READS):
-                    if self._read(descriptor) <= 0:
-                        break
+                self._read_some(descriptor, _LAST_READS)
             self._say_rests()
             self._let_go()
-        for path in self.paths:
-            self._home.drop(path)
+        self._home.forget(self)
+
+    def _read_some(self, descriptor: int, most: int) -> None:
+        for count in range(1, most + 1):
+            if self._read(descriptor) <= 0:
+                return
+            if count % _TAIL_READS == 0:
+                time.sleep(_BREATH)
 
     def release(self) -> None:
         """Read no more, and leave what is not read yet to the next Cove."""

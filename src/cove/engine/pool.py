@@ -22,8 +22,8 @@ class Pool:
     request meets another's session.
 
     `retry_at`: not before then does the loop's time see a start that nobody waits for;
-    `setbacks` counts what failed or ended by itself of late, `stillborn` those in a row that had
-    served nobody; `failing` is what is answered until then where those are too many.
+    `setbacks` counts what failed or ended by itself of late, `stillborn` those in a row that never
+    had a caller; `failing` is what is answered until then where those are too many.
     `on_change`, shared by a function's pools, is told when an instance has become ready.
     """
 
@@ -77,8 +77,9 @@ class Pool:
         """The end of a claim."""
         instance.inflight -= 1
         instance.idle_since = now
-        if instance.state is InstanceState.READY:
+        if not instance.served and instance.state is InstanceState.READY:
             instance.served = True
+            self.stillborn = 0
         if not instance.throttled:
             instance.throttled = True
             if instance.running is not None:

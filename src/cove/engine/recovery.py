@@ -19,7 +19,8 @@ from cove.engine.ledger import Ledger
 from cove.engine.output import Outputs
 from cove.engine.sessions import STREAM, Sessions
 from cove.events import Event, OnEvent
-from cove.states import SessionState
+from cove.model import SessionRecord
+from cove.states import InstanceState, SessionState
 from cove.store.base import Store
 
 log = structlog.get_logger("cove.recovery")
@@ -53,38 +54,45 @@ async def recover(
     going_on, ended = [], []
     for record in records:
         found = adopted.get(record.instance)
-        if found is None or record.state is SessionState.ENDED or record.affinity == STREAM:
-            ended.append(record)
-        else:
+        if found is not None and found[1].state is InstanceState.READY and _goes_on(record):
             going_on.append(sessions.restore(record, *found))
+        else:
+            ended.append(record)
     ledger.turn()
     await store.put_sessions([replace(record, state=SessionState.ENDED) for record in ended])
     await store.put_sessions(sessions.take_changed())
     ledger.settle()
+    whose = {record.instance: record.function for record in records}
     names = [entry.name for entry in functions.all()]
     for ident in sorted({*outputs.left()} - {*adopted}):
-        _ended_meanwhile(ident, names, outputs, on_event)
+        function = whose.get(ident) or _function(ident, names)
+        if function in names:
+            _ended_meanwhile(ident, function, outputs, on_event)
+        else:
+            outputs.discard(ident)  # nobody is left to read it
     recovered = Recovered(len(adopted), len(going_on), len(ended))
     if left or records:
         log.info("recovered", instances=recovered.instances, sessions=recovered.sessions)
     return recovered
 
 
-def _ended_meanwhile(ident: str, names: Sequence[str], outputs: Outputs, on_event: OnEvent) -> None:
+def _goes_on(record: SessionRecord) -> bool:
+    return record.state is not SessionState.ENDED and record.affinity != STREAM
+
+
+def _function(ident: str, names: Sequence[str]) -> str:
+    """Whose instance it was, by the beginning of its id; empty where that may be several's."""
+    head = ident.rpartition("-")[0].rpartition("-")[0]
+    found = [name for name in names if named(name) == head]
+    return found[0] if len(found) == 1 else ""
+
+
+def _ended_meanwhile(ident: str, function: str, outputs: Outputs, on_event: OnEvent) -> None:
     """An instance has ended while no Cove was there, or was not to be adopted: its last words."""
-    head, _, number = ident.rpartition("-")[0].rpartition("-")
-    function = next((name for name in names if head and named(name) == head), "")
+    number = ident.rpartition("-")[0].rpartition("-")[2]
     version = int(number) if number.isdigit() else 0
     output = outputs.adopt(function, version, ident)
-    output.close()
+    output.finish()
     last = output.tail(1)
-    on_event(
-        Event(
-            clock.wall(),
-            "instance.crashed",
-            function,
-            version,
-            ident,
-            "ended while no Cove was there" + (f"; it said last: {last[0]}" if last else ""),
-        )
-    )
+    reason = "ended while no Cove was there" + (f"; it said last: {last[0]}" if last else "")
+    on_event(Event(clock.wall(), "instance.crashed", function, version, ident, reason))

@@ -6,6 +6,7 @@ Nothing here logs, raises or answers with a value, but `values`, which is for wh
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import secrets
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +25,7 @@ from cove.store.base import Store
 log = structlog.get_logger("cove.secrets")
 
 MOST = 1000
+_TOGETHER_AS = "given together"  # no name of a secret has a space
 TOGETHER = MIB
 """Bytes of all secrets of one function: a program's environment has a bound, 2 MiB as a rule."""
 
@@ -123,6 +125,20 @@ class Secrets:
                 hint="a program cannot be given more: name fewer, or set shorter ones",
             )
         return found
+
+    def remember(self, values: Sequence[str]) -> bytes:
+        """These values, sealed together, for who must know them when they are no secrets more."""
+        if self._key is None:
+            self._key = _read(self._file, self._sealed)
+        return seal(self._key, _TOGETHER_AS, json.dumps(values))
+
+    def recall(self, sealed: bytes) -> Sequence[str] | None:
+        """What `remember` sealed; None where the key file does not open it."""
+        try:
+            text = unseal(self._key or _read(self._file, self._sealed), _TOGETHER_AS, sealed)
+        except CoveError:
+            return None
+        return None if text is None else [str(value) for value in json.loads(text)]
 
     def require(self, function: str, names: Sequence[str]) -> None:
         """`conflict` if a version of that function could not be given these."""

@@ -7,7 +7,7 @@ from cove.engine.pool import Pool
 from cove.errors import CoveError
 
 RETRY_FIRST, RETRY_MOST = 0.5, 10.0
-_FAILING_AFTER = 5  # instances in a row that served nobody
+_FAILING_AFTER = 5  # instances in a row that came to nothing before they had a caller
 _FAILING_PAUSE = 60.0
 
 
@@ -18,8 +18,9 @@ def set_back(pool: Pool, instance: Instance, reason: str, *, first: float, now: 
     """
     pause = min(RETRY_MOST, RETRY_FIRST * 2 ** (pool.setbacks - 1)) if pool.setbacks else first
     pool.setbacks = min(pool.setbacks + 1, 10)
-    # One that has served is not what keeps the next from it: its callers may have ended it.
-    pool.stillborn = 0 if instance.served else pool.stillborn + 1
+    # One that had callers is not what keeps the next from serving: they may have ended it.
+    claimed = instance.served or instance.inflight or instance.slots
+    pool.stillborn = 0 if claimed else pool.stillborn + 1
     if pool.stillborn >= _FAILING_AFTER:
         pause = _FAILING_PAUSE
         pool.failing = _failing(pool, instance, reason)

@@ -69,6 +69,7 @@ class Supervisor:
         self._every: dict[Instance, Pool] = {}
         self._on_start = on_start
         self._closing = False
+        self._paused = False
 
     # What is wanted.
 
@@ -77,9 +78,19 @@ class Supervisor:
         self._pools.add(pool)
         self.wake(pool)
 
+    def pause(self) -> None:
+        """Start and stop nothing until `resume`: what runs already is not known yet."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Bring every pool to its demand."""
+        self._paused = False
+        for pool in list(self._pools):
+            self.wake(pool)
+
     def wake(self, pool: Pool) -> None:
         """Bring a pool to its demand now."""
-        if self._closing or pool not in self._pools:
+        if self._closing or self._paused or pool not in self._pools:
             return
         now = asyncio.get_running_loop().time()
         spec = pool.version.spec
@@ -226,9 +237,10 @@ class Supervisor:
                 hint="`cove doctor` says what is missing; or deploy it again for what there is",
             )
         secrets = self._secrets(version.spec.secrets)
-        output = instance.output = self._outputs.make(version.function, version.number, instance.id)
+        output = instance.output = self._outputs.make(
+            version.function, version.number, instance.id, list(secrets.values())
+        )
         output.serving = instance.serves
-        output.hide(secrets.values())
         stdout, stderr = output.open()
         try:
             running = await driver.start(
@@ -306,11 +318,11 @@ class Supervisor:
         instance = Instance(running.id, started_at=clock.wall(), started_by="adopted")
         output = self._outputs.adopt(version.function, version.number, running.id)
         output.serving = instance.serves
+        instance.served = True  # by what the Cove before knew
         instance.running, instance.output = running, output
         pool.starting.append(instance)
         self._every[instance] = pool
         running.exited.add_done_callback(lambda done: self._exited(pool, instance, done.result()))
-        output.hide(self._gettable(version.spec.secrets))
         try:
             await self._until_open(version, instance, running, _ADOPT)
         except CoveError as error:
@@ -324,14 +336,6 @@ class Supervisor:
         log.info("instance adopted", instance=instance.id, pid=running.pid)
         self._tell("instance.adopted", pool, instance, f"pid {running.pid}")
         return instance
-
-    def _gettable(self, names: Sequence[str]) -> list[str]:
-        """The values of these secrets that can be had: some may have been removed since."""
-        values: list[str] = []
-        for name in names:
-            with contextlib.suppress(CoveError):
-                values += self._secrets([name]).values()
-        return values
 
     # Stopping.
 
@@ -406,15 +410,15 @@ class Supervisor:
         for pool in self._pools:
             pool.fail_waiting(CoveError("draining", _ENDING, hint=_AGAIN))
         for instance, pool in list(self._every.items()):
-            if keep and instance.slots and instance.state is InstanceState.READY:
-                if instance.output is not None:
-                    instance.output.release()
-            else:
+            if not (keep and instance.slots and instance.state is InstanceState.READY):
                 self.stop(pool, instance)
         if self._tasks:
             _, left = await asyncio.wait(self._tasks, timeout=_CLOSE)
             if left:
                 log.error("instances did not end", instances=[i.id for i in self._every])
+        for instance in self._every:
+            if instance.output is not None:
+                instance.output.release()  # the next Cove reads on
 
     async def _stop_all(self, pool: Pool) -> None:
         ends: list[asyncio.Future[Exit] | asyncio.Task[None]] = []

@@ -7,9 +7,15 @@ import heapq
 import os
 import selectors
 import threading
+from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
+import structlog
+
 from cove.clock import now
+
+log = structlog.get_logger("cove.output")
 
 
 class Source(Protocol):
@@ -31,6 +37,7 @@ class Reader:
         os.set_blocking(self._wake, False)
         self._selector.register(self._woken, selectors.EVENT_READ)
         self._closed = False
+        self._calls: deque[Callable[[], None]] = deque()
         self._turn = threading.Lock()  # of who changes what is looked at
         self._thread: threading.Thread | None = None
 
@@ -49,6 +56,18 @@ class Reader:
             self._sources.pop(descriptor, None)
             self._forget(descriptor)
 
+    def call(self, work: Callable[[], None]) -> None:
+        """Have something done in the thread, after what it is doing; here where there is none."""
+        if self._thread is None or self._closed:
+            work()
+            return
+        self._calls.append(work)
+        self._stir()
+
+    def _stir(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake, b".")
+
     def _forget(self, descriptor: int) -> None:
         with contextlib.suppress(KeyError, ValueError, OSError):
             self._selector.unregister(descriptor)
@@ -56,8 +75,7 @@ class Reader:
     def close(self) -> None:
         """End the thread. Sources are their owners' to close."""
         self._closed = True
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._wake, b".")
+        self._stir()
         if self._thread is not None:
             self._thread.join()
         self._selector.close()
@@ -65,7 +83,11 @@ class Reader:
         os.close(self._wake)
 
     def _run(self) -> None:
-        while not self._closed:
+        while not self._closed or self._calls:
+            while self._calls:
+                self._guarded(self._calls.popleft())
+            if self._closed:
+                return
             timeout = max(0.0, self._resting[0][0] - now()) if self._resting else None
             for key, _ in self._selector.select(timeout):
                 if key.fd == self._woken:
@@ -80,7 +102,11 @@ class Reader:
         source = self._sources.get(descriptor)
         if source is None:
             return
-        pause = source.pump(descriptor)
+        try:
+            pause = source.pump(descriptor)
+        except Exception:
+            log.exception("an instance's output is read no more")
+            pause = -1.0
         if pause:
             with self._turn:
                 if self._sources.get(descriptor) is source:
@@ -93,3 +119,10 @@ class Reader:
             if descriptor in self._sources:
                 with contextlib.suppress(KeyError, ValueError, OSError):
                     self._selector.register(descriptor, selectors.EVENT_READ)
+
+    @staticmethod
+    def _guarded(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception:
+            log.exception("the rest of an instance's output was not read")

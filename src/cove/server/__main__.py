@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import secrets
@@ -21,11 +22,13 @@ from cove.drivers.base import Check, Driver
 from cove.engine.datafolder import hold
 from cove.engine.output import Outputs, Printed
 from cove.engine.recovery import Recovered
+from cove.engine.secrets import Secrets
 from cove.errors import CoveError
 from cove.gateway.listener import listen
 from cove.logs.keeper import Keeper, living
 from cove.logs.logs import Logs
 from cove.model import Isolation
+from cove.paths import SECRETS_KEY
 from cove.server.house import House
 from cove.server.options import Options, options_of, parse
 from cove.server.tiers import doctor, drivers_of
@@ -48,6 +51,12 @@ def main(argv: list[str] | None = None) -> int:
         if error.hint:
             sys.stderr.write(f"hint: {error.hint}\n")
         return 1
+    except OSError as error:
+        sys.stderr.write(
+            f"error: {error.filename or 'the data folder'}: {error.strerror or error}\n"
+        )
+        sys.stderr.write("hint: Cove's user must be able to make files and folders in --data\n")
+        return 1
     return 0
 
 
@@ -66,8 +75,9 @@ async def _serve(options: Options) -> None:
         stack.callback(listener.close)
         options = replace(options, port=listener.getsockname()[1])  # port 0 asks for a free one
         drivers, checks = await drivers_of(options)
+        served = asyncio.Event()
         for driver in drivers.values():
-            stack.push_async_callback(driver.close, keep=options.keep)
+            stack.push_async_callback(_let_go, driver, options, served)
         store = await open_store(options.data / "cove.db")
         stack.push_async_callback(store.close)
         secret = await store.secret("tokens", secrets.token_bytes(32))
@@ -75,13 +85,20 @@ async def _serve(options: Options) -> None:
         logs = Logs(options.data / "logs", size=kept.size, age=kept.age, access=kept.access)
         stack.push_async_callback(logs.close)
         keeper = Keeper(run / "output", run / "alive")
-        outputs = Outputs(run / "output", lambda printed: _keep(logs, printed), keeper)
+        vault = Secrets(store, options.data / SECRETS_KEY)
+        outputs = Outputs(run / "output", lambda printed: _keep(logs, printed), keeper, vault)
         stack.callback(outputs.close)
-        cove = House(options, drivers, checks, store, secret, outputs, logs)
+        cove = House(options, drivers, checks, store, secret, outputs, logs, vault)
         stack.callback(cove.ledger.close)
         recovered = await cove.load()
         _banner(options, drivers, checks, recovered)
         await cove.serve(listener, stop)
+        served.set()
+
+
+async def _let_go(driver: Driver, options: Options, served: asyncio.Event) -> None:
+    """A start that fails is no reason to end what it had taken over."""
+    await driver.close(keep=options.keep or not served.is_set())
 
 
 def _keep(logs: Logs, printed: Printed) -> None:
@@ -151,9 +168,22 @@ def _log_to_stderr(*, as_json: bool) -> None:
             structlog.processors.format_exc_info,
             renderer,
         ],
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=_Writer,
         cache_logger_on_first_use=True,
     )
+
+
+class _Writer:
+    """Writes log lines; where nobody takes them they are lost, and nothing else is."""
+
+    def __init__(self, *args: object) -> None: ...
+
+    def msg(self, message: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(message + "\n")
+            sys.stderr.flush()
+
+    debug = info = warning = error = critical = exception = log = msg
 
 
 if __name__ == "__main__":

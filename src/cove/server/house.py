@@ -39,7 +39,7 @@ from cove.gateway.upstream import Upstream
 from cove.logs.logs import Logs
 from cove.metrics import Metrics
 from cove.model import Isolation
-from cove.paths import KEY, SECRETS_KEY, URL
+from cove.paths import KEY, URL
 from cove.runtimes.layers import Layers
 from cove.server.options import Options
 from cove.store.base import Store
@@ -63,6 +63,7 @@ class House:
         secret: bytes,
         outputs: Outputs,
         logs: Logs,
+        secrets: Secrets,
     ) -> None:
         self.options = options
         self.store = store
@@ -75,7 +76,7 @@ class House:
         self.routes = RouteTable(options.domain)
         self.policy = Policy(loopback=options.loopback, domain=options.domain)
         self.affinity = Affinity(self.sessions, Signer(secret))
-        self.secrets = Secrets(store, options.data / SECRETS_KEY)
+        self.secrets = secrets
         self.supervisor = Supervisor(
             drivers,
             outputs=outputs,
@@ -123,6 +124,7 @@ class House:
         """What earlier runs left in the store, and running."""
         self.policy.trust(await project_keys(self.store, self.options.data / KEY))
         await self.secrets.load()
+        self.supervisor.pause()  # what runs already is not known yet
         await self.functions.load()
         await self.logs.retain({entry.name for entry in self.functions.all()})
         recovered = await recover(
@@ -134,6 +136,7 @@ class House:
             ledger=self.ledger,
             on_event=self.logs.event,
         )
+        self.supervisor.resume()
         self.logs.event(Event(clock.wall(), "cove.started", reason=f"version {__version__}"))
         return recovered
 

@@ -20,10 +20,13 @@ from cove.server.options import Options
 async def drivers_of(options: Options) -> tuple[dict[Isolation, Driver], list[Check]]:
     """The driver of the best tier that is allowed here, and what was found out on the way."""
     state = options.data / "run"
-    runtime, checks = None, probe.machine()
-    if options.driver != "process":
-        runtime, found = await probe.probe(state)
-        checks += found
+    plain, contained = state / "process", state / "oci"
+    works, runtime, checks = None, None, probe.machine()
+    if options.driver != "process" or contained.exists():
+        works, found = await probe.probe(state)
+        if options.driver != "process":
+            runtime = works
+            checks += found
     if options.driver == "oci" and runtime is None:
         raise CoveError(
             "isolation_unavailable",
@@ -31,11 +34,10 @@ async def drivers_of(options: Options) -> tuple[dict[Isolation, Driver], list[Ch
             + "; ".join(f"{check.name}: {check.detail}" for check in checks if not check.ok),
             hint="`cove doctor` says more; --driver process needs none and isolates nothing",
         )
-    plain, contained = state / "process", state / "oci"
     parent = cgroup_parent(options.data)
     if runtime is None:
-        if contained.exists() and (found_now := (await probe.probe(state))[0]) is not None:
-            await _end_all(OciDriver(found_now, contained, runtimes.SERVE, parent))
+        if works is not None:
+            await _end_all(OciDriver(works, contained, runtimes.SERVE, parent))
         return {"process": ProcessDriver(runtimes.SERVE, plain)}, checks
     if plain.exists():
         await _end_all(ProcessDriver(runtimes.SERVE, plain))
