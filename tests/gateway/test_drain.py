@@ -334,6 +334,18 @@ async def test_an_sse_session_ends_after_the_errors_it_owes(world: World, native
         assert len(backend.of("DELETE")) == 1  # the server is told to forget it
 
 
+async def test_a_stream_that_has_not_begun_is_told(world: World) -> None:
+    world.function(saying(), kind="mcp", facts=SSE)  # never says where to post
+    client = await world.client()
+    client.write(request(path="/fn/fn/sse"))
+    await world.until(lambda: bool(world.pools[0].ready) and world.one().inflight == 1)
+    drain = drained(world, 0.05)
+    reply = await client.reply()
+    assert (reply.status, reply.json["error"]["data"]["code"]) == (503, "draining")
+    await over(drain)
+    assert world.idle()
+
+
 async def test_an_sse_session_that_owes_nothing_is_not_waited_for(world: World) -> None:
     world.function(Streamable(), kind="mcp", facts=STREAMABLE)
     async with sse(world) as stream:
