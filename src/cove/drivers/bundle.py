@@ -63,7 +63,6 @@ class Bundle:
     def make(self, launch: Launch) -> None:
         """Make all of it, or raise and leave what was made to `remove`. Blocks."""
         self.folder.mkdir(mode=0o700)
-        self.record.write(self.folder)
         skeleton = self._survey(launch)
         root = self._ground.roots / skeleton.digest
         build(skeleton, str(root))

@@ -60,7 +60,7 @@ class ProcessDriver:
                 launch, app=launch.code, deps=launch.deps, serve=str(self._serve), port=port
             )
             env = _environment(env, home_in(folder), port)
-            pid, pidfd = await asyncio.to_thread(_begin, launch, record, folder, argv, env)
+            pid, pidfd = await asyncio.to_thread(_begin, launch, folder, argv, env)
         except BaseException:
             self._ports.discard(port)
             raise
@@ -147,10 +147,8 @@ class ProcessDriver:
             return  # what is kept, or was never asked for, lies there
 
 
-def _begin(
-    launch: Launch, record: Record, folder: Path, argv: list[str], env: dict[str, str]
-) -> tuple[int, int]:
-    """An instance's folder with its record and a HOME, and its process: its id and a pidfd.
+def _begin(launch: Launch, folder: Path, argv: list[str], env: dict[str, str]) -> tuple[int, int]:
+    """An instance's folder with a HOME in it, and its process: its id and a pidfd.
 
     `CoveError("start_failed")` where it cannot be; nothing is left then. Blocks.
     """
@@ -158,7 +156,6 @@ def _begin(
         folder.mkdir(mode=0o700)
         try:
             (home_in(folder) / "temporary").mkdir(parents=True)
-            record.write(folder)
             return _spawn(launch, argv, env)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)

@@ -17,8 +17,8 @@ class Record:
     """An instance without its command, environment and secrets. `cpu` is cores, `memory` bytes.
 
     `first_id` is the first of its host ids where it has some of its own. `pid`, `started` (clock
-    ticks since boot) and `boot` say together which process is its first, and are 0 and empty
-    until its start has come to an end.
+    ticks since boot) and `boot` say together which process is its first: they are known, and the
+    record is written, when its start has come to an end. Whatever has no record is half made.
     """
 
     id: str
