@@ -210,10 +210,11 @@ class Campaign:
         self._line, self._since = numbers[-1], records[-1]["time"]
 
     async def _nothing_stray(self, control: Control) -> None:
-        async def ids() -> set[str]:
-            return set(await control.instances())
+        async def names() -> set[str]:
+            found = await control.instances()
+            return {*found, *(f" of session {each['pid']}," for each in found.values())}
 
-        for stray in await strays(self.ground, ids):
+        for stray in await strays(self.ground, names):
             self.result.leaks[stray.kind] += 1
             self.tally.violation(f"left behind: {stray.kind} {stray.what}")
 

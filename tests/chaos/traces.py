@@ -72,11 +72,12 @@ class Ground:
             if "keep.py" in words and not keepers:
                 keepers += 1  # one, that is Cove's
                 continue
-            state, parent = _state(process)
+            state, parent, session = _state(process)
             if state == "Z" and parent != str(self.server.pid):
                 continue  # it has ended, and is init's to bury
             group = next((g for g in groups.split() if self.parent in g), "")
-            yield Trace("process", f"{pid} {group.rpartition('/')[2]} {words[:120]}")
+            named = f"{pid} of session {session}, {group.rpartition('/')[2]}"
+            yield Trace("process", f"{named} {words[:120]}")
 
     def _mounts(self) -> Iterator[Trace]:
         for line in Path("/proc/self/mountinfo").read_text().splitlines():
@@ -146,7 +147,10 @@ class Ground:
 
 
 async def strays(ground: Ground, instances: Callable[[], Awaitable[set[str]]]) -> list[Trace]:
-    """What belongs to no instance, looked at again until it is gone or has stayed too long."""
+    """What belongs to no instance, looked at again until it is gone or has stayed too long.
+
+    `instances` says by which words in its name a thing is an instance's.
+    """
     deadline = time.monotonic() + PATIENCE
     stayed: set[Trace] | None = None
     while True:
@@ -168,13 +172,13 @@ def _empty_namespaces(ground: Ground) -> set[Trace]:
     return {Trace("network namespace", each) for each in ground.namespaces() - ground.inhabited()}
 
 
-def _state(process: Path) -> tuple[str, str]:
-    """A process's state, as proc(5) has it, and its parent's id."""
+def _state(process: Path) -> tuple[str, str, str]:
+    """A process's state, as proc(5) has it, its parent's id and its session's."""
     try:
-        state, parent = (process / "stat").read_text().rpartition(") ")[2].split()[:2]
-    except (OSError, ValueError):
-        return "", ""
-    return state, parent
+        words = (process / "stat").read_text().rpartition(") ")[2].split()
+    except OSError:
+        return "", "", ""
+    return words[0], words[1], words[3]
 
 
 def _listed(folder: Path) -> list[Path]:
