@@ -72,7 +72,7 @@ async def test_a_running_request_finishes_on_the_version_it_began_on(cove: Insta
     await asyncio.to_thread(cove.deploy, "moves", {"server.py": old}, toml)
     async with asyncio.timeout(2 * PATIENCE):
         async with client(cove, "moves", "modern") as mcp:
-            slow = asyncio.create_task(mcp.call_tool("silent", {"seconds": 4.0}))
+            slow = asyncio.create_task(mcp.call_tool("silent", {"seconds": 12.0}))
             await until_async(
                 lambda: any(i["requests"] for i in cove.instances("moves")), "it runs"
             )
