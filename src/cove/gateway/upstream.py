@@ -160,7 +160,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def send(self, data: bytes, *, last: bool = False) -> None:
         """More of the request's body."""
-        if not self._transport.is_closing():
+        if data and not self._transport.is_closing():
             self._written += len(data)
             self._transport.write(data)
         self._request_done = self._request_done or last
