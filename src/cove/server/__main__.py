@@ -10,6 +10,7 @@ import secrets
 import shutil
 import signal
 import sys
+import tempfile
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from cove.logs.keeper import Keeper, living
 from cove.logs.logs import Logs
 from cove.model import Isolation
 from cove.paths import SECRETS_KEY
-from cove.server.house import House
+from cove.server.house import House, emptied
 from cove.server.options import Options, options_of, parse
 from cove.server.tiers import doctor, drivers_of
 from cove.store.sql import open_store
@@ -70,6 +71,8 @@ async def _serve(options: Options) -> None:
         run = options.data / "run"
         run.mkdir(mode=0o711, exist_ok=True)
         stack.callback(_leave, run)
+        # What a killed Cove leaves half made is found there, and nowhere else.
+        tempfile.tempdir = str(emptied(run / "tmp"))
         stack.enter_context(living(run / "alive"))
         listener = listen(options.host, options.port)
         stack.callback(listener.close)

@@ -94,7 +94,7 @@ class House:
             probe=look,
             on_live=self._live,
             require=self.secrets.require,
-            scratch=_emptied(options.data / "run" / "deploys"),
+            scratch=emptied(options.data / "run" / "deploys"),
             on_event=logs.event,
         )
         self.control = EngineControl(
@@ -142,7 +142,7 @@ class House:
 
     async def serve(self, listener: socket.socket, stop: asyncio.Event) -> None:
         """Until `stop`; then let requests finish, and end everything."""
-        uploads = _emptied(self.options.data / "uploads")
+        uploads = emptied(self.options.data / "uploads")
         socket_path = self.options.data / "run" / "api.sock"
         async with serving(create_app(self.control, uploads=uploads), socket_path) as path:
             api = Upstream(lambda: _dial(path))
@@ -264,7 +264,7 @@ async def _dial(path: str) -> socket.socket:
     return sock
 
 
-def _emptied(folder: Path) -> Path:
+def emptied(folder: Path) -> Path:
     """A folder of Cove's own, for what does not outlive a process."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
