@@ -17,6 +17,8 @@ import pytest
 from conftest import BOUND, launch_of
 
 import cove
+from cove.drivers import held, process, procfs, program
+from cove.drivers.base import Exit
 from cove.drivers.process import ProcessDriver
 from cove.drivers.procfs import listeners
 
@@ -113,6 +115,54 @@ async def test_no_two_instances_are_told_the_same_port(
     launches = [launch_of(tmp_path, WAIT, stdout=silent, stderr=silent) for _ in range(10)]
     running = await asyncio.gather(*map(driver.start, launches))
     assert len({one.port for one in running}) == 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+async def test_what_has_only_just_been_started_is_known_for_what_it_is(
+    silent: int, tmp_path: Path
+) -> None:
+    # For a moment after its start a program has no environment that could be seen.
+    state = tmp_path / "state"
+    for turn in range(30):
+        driver = ProcessDriver(tmp_path / "serve.py", state)
+        launch = launch_of(tmp_path, "", argv=("/bin/sleep", "600"), stdout=silent, stderr=silent)
+        running = await driver.start(launch)
+        half = turn % 2 == 1
+        if half:
+            (state / running.id / "record.json").unlink()
+        await driver.close(keep=True)
+        driver = ProcessDriver(tmp_path / "serve.py", state)
+        assert len(await driver.adopt()) == (0 if half else 1)
+        found = procfs.process(running.pid)
+        assert (found is None or found.state == "Z") == half
+        await driver.close()
+
+
+async def test_without_pidfds_instances_are_started_and_ended_whole_and_none_is_kept(
+    driver: ProcessDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (held, program):
+        monkeypatch.setattr(module, "HAS_PIDFDS", False)
+    monkeypatch.setattr(process, "ADOPTS", False)
+    source = """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    os.write(1, str(os.getpid()).encode())
+time.sleep(600)
+"""
+    for ends in (lambda one: one.stop(0.0), lambda one: driver.close(keep=True)):
+        read, write = os.pipe()
+        running = await driver.start(launch_of(tmp_path, source, stdout=write, stderr=write))
+        daemon = int(await asyncio.to_thread(os.read, read, 20))
+        await asyncio.wait_for(ends(running), BOUND)
+        assert running.exited.result() == Exit(signal=9)
+        left = procfs.process(daemon)
+        assert left is None or left.state == "Z"
+        assert await driver.adopt() == []
+        os.close(read)
+        os.close(write)
+    assert not (tmp_path / "state").exists()
 
 
 async def test_a_port_that_an_adopted_one_was_told_is_told_to_nobody_else(

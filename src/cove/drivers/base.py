@@ -141,5 +141,6 @@ class Driver(Protocol):
     async def close(self, *, keep: bool = False) -> None:
         """Stop what still runs and remove what the driver made on this machine.
 
-        `keep`: let go of what runs instead, whole, for a later driver's `adopt`.
+        `keep`: let go of what runs instead, whole, for a later driver's `adopt`. What an earlier
+        Cove has left, and nobody has adopted yet, stays as it is either way.
         """

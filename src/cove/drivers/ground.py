@@ -12,13 +12,14 @@ import shutil
 from pathlib import Path
 
 from cove.errors import CoveError
-from cove.model import MIB
+from cove.model import KIB
 from cove.sandbox.cgroup import Cgroup, host_hierarchies
+from cove.sandbox.ids import SLOTS
 from cove.sandbox.layers import Layers
 from cove.sandbox.mounts import below, is_tmpfs, mount_tmpfs, unmount
 from cove.sandbox.rootfs import reachable
 
-SIZE = 64 * MIB
+SIZE = SLOTS * 64 * KIB  # a bound: an instance takes some 50 KiB, and there are so many at most
 CGROUP_PATIENCE = 2.0  # seconds for the kernel to let go of an empty cgroup
 
 

@@ -15,17 +15,27 @@ from cove.drivers.exits import exit_of, from_status
 from cove.drivers.procfs import process
 
 
+def _has_pidfds() -> bool:
+    with contextlib.suppress(OSError, AttributeError):  # Linux before 5.3, some sandboxes; macOS
+        os.close(os.pidfd_open(os.getpid()))
+        return True
+    return False
+
+
+HAS_PIDFDS = _has_pidfds()
+
+
 def hold(pid: int) -> int:
     """A pidfd; -1 where the system has none. `ProcessLookupError` if there is no such process."""
-    return os.pidfd_open(pid) if hasattr(os, "pidfd_open") else -1
+    return os.pidfd_open(pid) if HAS_PIDFDS else -1
 
 
 def hold_same(pid: int, started: int) -> int | None:
     """A pidfd of the process that had this number and started then, if it is there still.
 
-    Linux only. One that is dead but not buried is not there.
+    Of no process, where the system has no pidfds. One that is dead but not buried is not there.
     """
-    if pid <= 0:
+    if pid <= 0 or not HAS_PIDFDS:
         return None
     with contextlib.suppress(OSError):
         pidfd = os.pidfd_open(pid)
@@ -50,7 +60,7 @@ class Held:
     def __init__(self, pid: int, pidfd: int, on_end: Callable[[], None]) -> None:
         """Takes over `pidfd`. `on_end` is called once, and has to ask for the `exit`.
 
-        Without pidfds (macOS) only children can be held.
+        Without pidfds only children can be held.
         """
         found = process(pid)
         self.pid = pid

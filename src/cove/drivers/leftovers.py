@@ -17,7 +17,7 @@ from pathlib import Path
 from cove.drivers.bundle import Bundle
 from cove.drivers.ground import Ground
 from cove.drivers.held import hold_same
-from cove.drivers.procfs import first_id, pid_inside, processes, words
+from cove.drivers.procfs import first_id, pid_inside, processes, settle, user_of, words
 from cove.drivers.record import Record, boot_id, read_record
 from cove.sandbox.mounts import Mount, below, mounts
 from cove.sandbox.netns import NetworkNamespace
@@ -112,6 +112,7 @@ def _same(record: Record) -> bool:
 
 def _end_runtimes(root: Path) -> None:
     """A runtime outlives the Cove that called it, and would go on making what is being removed."""
+    settle()
     for one in processes():
         if not _works_on(one.pid, root):
             continue
@@ -132,9 +133,4 @@ def _end_runtimes(root: Path) -> None:
 
 def _works_on(pid: int, root: Path) -> bool:
     """Whether a process is a runtime of Cove's user, called for containers of this root."""
-    said = words(pid)
-    if said[1:3] != ["--root", str(root)]:
-        return False
-    with contextlib.suppress(OSError):
-        return os.stat(f"/proc/{pid}").st_uid == os.geteuid()
-    return False
+    return words(pid)[1:3] == ["--root", str(root)] and user_of(pid) == os.geteuid()

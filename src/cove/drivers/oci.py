@@ -22,6 +22,8 @@ from cove.errors import CoveError
 from cove.model import Isolation
 from cove.sandbox.ids import IdRanges
 
+CLEANED_AT_ONCE = 8  # ids of which something is left; a runtime is called for each
+
 
 class OciDriver:
     """Runs instances through an OCI runtime that passed `cove.drivers.probe`."""
@@ -127,13 +129,15 @@ class OciDriver:
             self._watch(one.bundle, one.bundle.record.pid, one.pidfd)
         self._owns = True
         adopted = list(self._running.values())
-        await asyncio.gather(*(self._clean(bundle) for bundle in left.remains))
+        turns = asyncio.Semaphore(CLEANED_AT_ONCE)
+        await asyncio.gather(*(self._clean(bundle, turns) for bundle in left.remains))
         return adopted
 
-    async def _clean(self, bundle: Bundle) -> None:
-        # First what runs: a runtime waits long for what it finds alive, and for ever if frozen.
-        await asyncio.to_thread(bundle.cgroup.kill, CGROUP_PATIENCE)
-        await self._delete(bundle)
+    async def _clean(self, bundle: Bundle, turns: asyncio.Semaphore) -> None:
+        async with turns:
+            # First what runs: a runtime waits long for what it finds alive, or frozen for ever.
+            await asyncio.to_thread(bundle.cgroup.kill, CGROUP_PATIENCE)
+            await self._delete(bundle)
 
     async def close(self, *, keep: bool = False) -> None:
         await self._starts.settled()

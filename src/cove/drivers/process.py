@@ -14,9 +14,9 @@ from pathlib import Path
 
 from cove.drivers.base import Launch
 from cove.drivers.exits import Orphans
-from cove.drivers.held import hold, hold_same
+from cove.drivers.held import HAS_PIDFDS, hold, hold_same
 from cove.drivers.placeholders import filled
-from cove.drivers.procfs import home_of, process
+from cove.drivers.procfs import home_of, process, settle
 from cove.drivers.program import BURIAL, HAS_PROC, ProcessRunning, carriers, end, home_in
 from cove.drivers.record import Record, boot_id, read_record
 from cove.drivers.whole import Starts
@@ -24,6 +24,7 @@ from cove.errors import CoveError
 from cove.model import Isolation
 
 DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
+ADOPTS = HAS_PROC and HAS_PIDFDS
 
 
 class ProcessDriver:
@@ -95,8 +96,8 @@ class ProcessDriver:
                 return port
 
     async def adopt(self) -> Sequence[ProcessRunning]:
-        """Nothing is adopted, nor removed, without a /proc that shows whose a process is."""
-        if not HAS_PROC:
+        """Nothing is adopted, nor removed, where it cannot be told whose a process is."""
+        if not ADOPTS:
             return []
         self._orphans.start()
         folders = await asyncio.to_thread(lambda: sorted(self._state.iterdir()))
@@ -136,7 +137,7 @@ class ProcessDriver:
     async def close(self, *, keep: bool = False) -> None:
         await self._starts.settled()
         for one in list(self._running):
-            if keep and not one.stopping and one.held.runs:
+            if keep and ADOPTS and not one.stopping and one.held.runs:
                 one.let_go()
                 self._running.discard(one)
         await asyncio.gather(*(one.stop(0.0) for one in list(self._running)))
@@ -193,6 +194,8 @@ def _clean(folders: Iterable[Path]) -> None:
     """Remove what no whole instance owns: whoever carries a HOME in it, then the folder."""
     folders = list(folders)
     deadline = time.monotonic() + BURIAL
+    if folders:
+        settle()
     while folders and (left := carriers(folders)) and time.monotonic() < deadline:
         for one in left:
             end(one)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 LISTEN = "0A"
 MAX_LISTENERS = 4096
+SETTLE = 1.0  # a program is started in less than a millisecond, unless its disk is slow
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
     """One line of /proc/PID/stat. `started` in clock ticks since boot tells reused ids apart.
 
-    `status` is the wait(2) status of one that is dead and not buried, where we may know.
+    `status` is the wait(2) status of one that is dead and not buried, and `environment` where the
+    end of its environment lies in its memory, -1 without any; both are 0 where we may not know.
     """
 
     pid: int
@@ -28,6 +31,7 @@ class Process:
     started: int
     memory: int
     status: int
+    environment: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ def parse_stat(text: str) -> Process:
         started=int(fields[19]),
         memory=int(fields[21]) * os.sysconf("SC_PAGE_SIZE"),
         status=int(fields[49]),
+        environment=int(fields[48]) if fields[20] != "0" else -1,
     )
 
 
@@ -71,6 +76,24 @@ def process(pid: int) -> Process | None:
     with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as f:
         return parse_stat(f.read())
     return None
+
+
+def settle() -> None:
+    """Wait, `SETTLE` seconds at most, until what this user's processes are can be seen. Blocks."""
+    deadline = time.monotonic() + SETTLE
+    while any(user_of(one.pid) == os.geteuid() and becoming(one.pid) for one in processes()):
+        if time.monotonic() >= deadline:
+            return
+        time.sleep(0.001)
+
+
+def becoming(pid: int) -> bool:
+    """Whether a process is just turning into another program, and has no words or environment."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as f:
+        if not f.read(1):
+            found = process(pid)
+            return found is not None and not found.environment
+    return False
 
 
 def pid_inside(pid: int) -> int:
@@ -103,6 +126,8 @@ def home_of(pid: int) -> str | None:
 
     None where it is not to be seen: some programs write a title over their environment.
     """
+    if becoming(pid):
+        return None
     with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as f:
         pairs = f.read().split(b"\0")[:-1]
         for pair in pairs:
@@ -115,12 +140,14 @@ def home_of(pid: int) -> str | None:
 
 def users() -> set[int]:
     """Ids that own processes of this machine now."""
-    found: set[int] = set()
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError):
-                found.add(os.stat(f"/proc/{name}").st_uid)
-    return found
+    return {user_of(int(name)) for name in os.listdir("/proc") if name.isdigit()} - {-1}
+
+
+def user_of(pid: int) -> int:
+    """Whose a process is; -1 if it has gone."""
+    with contextlib.suppress(OSError):
+        return os.stat(f"/proc/{pid}").st_uid
+    return -1
 
 
 def parse_listeners(table: Iterable[str]) -> Iterator[Listener]:

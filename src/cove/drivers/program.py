@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cove.clock import now
 from cove.drivers.base import Exit, Usage
-from cove.drivers.held import Held, hold_same
+from cove.drivers.held import HAS_PIDFDS, Held, hold_same
 from cove.drivers.loopback import dial, here, only_other
 from cove.drivers.procfs import (
     Listener,
@@ -160,9 +160,13 @@ def carriers(folders: Iterable[Path], among: Iterable[Process] | None = None) ->
 
 
 def end(one: Process) -> None:
-    """SIGKILL it, if it is still there. Linux only."""
-    pidfd = hold_same(one.pid, one.started)
-    if pidfd is not None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        os.close(pidfd)
+    """SIGKILL it, if it is still there."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        pidfd = hold_same(one.pid, one.started)
+        if pidfd is not None:
+            try:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            finally:
+                os.close(pidfd)
+        elif not HAS_PIDFDS:
+            os.kill(one.pid, signal.SIGKILL)
