@@ -17,7 +17,7 @@ from cove.gateway.frames import GOING_AWAY
 from cove.gateway.head import Headers
 from cove.gateway.heads import framing, shown_head
 from cove.gateway.lastwords import answers, last_words
-from cove.gateway.loss import gone, lost
+from cove.gateway.loss import TRIES, gone, lost
 from cove.gateway.tunnel import Tunnel
 from cove.gateway.upstream import UpstreamConnection
 from cove.mcp import messages, sse
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from cove.gateway.own import ControlWay
 
 _FIRST_BODY = 256 * 1024
-_TRIES = 3
 
 _QUEUE_MARGIN = 1.0
 _NO_BODY = (204, 304)
@@ -117,7 +116,7 @@ class Forward:
             reason = "it is stopping"
         except (OSError, TimeoutError, DecideAnewError) as error:
             reason = str(error) or type(error).__name__
-        if await self._gone() and self._tries < _TRIES and isinstance(self._way, Way):
+        if await self._gone() and self._tries < TRIES and isinstance(self._way, Way):
             return None
         raise self._lost(reason)
 
@@ -325,7 +324,7 @@ class Forward:
             return
         self._out.clear()
         assert connection is not None
-        if connection.unreached and self._tries < _TRIES and self._take_back():
+        if connection.unreached and self._tries < TRIES and self._take_back():
             self._begin(self._reach())
         elif connection.reused and self._may_repeat():
             self._begin(self._repeat(reason))

@@ -10,6 +10,9 @@ from cove.engine.instance import Instance
 from cove.errors import CoveError
 from cove.states import InstanceState
 
+TRIES = 3
+"""Instances that one request is brought to, one after the other, while none of them is reached."""
+
 _NOTICED = 0.25
 
 

@@ -19,7 +19,7 @@ from cove.gateway.eventstream import parsed, pass_whole
 from cove.gateway.fetch import Response, fetch
 from cove.gateway.head import Headers
 from cove.gateway.heads import request_head
-from cove.gateway.loss import gone
+from cove.gateway.loss import TRIES, gone
 from cove.gateway.sse_session import SseSession, find
 from cove.mcp import sse
 
@@ -32,13 +32,15 @@ REPLY_BYTES = 1024 * 1024
 
 async def stream(call: Call) -> None:
     """GET /sse: the session, from the endpoint event to its end."""
-    for last in (False, False, True):
+    tries = TRIES
+    while True:
         instance = await opening(call)
+        tries -= 1
         try:
             await _serve(call, instance)
             return
         except ConnectionRefusedError:  # it was not reached: another may be
-            if last or not await gone(instance):
+            if not tries or not await gone(instance):
                 raise
 
 

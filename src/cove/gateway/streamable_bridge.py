@@ -25,7 +25,7 @@ from cove.gateway.eventstream import EventStream
 from cove.gateway.exchange import Exchange
 from cove.gateway.fetch import Response
 from cove.gateway.inbox import Inbox, Unclaimed
-from cove.gateway.loss import gone
+from cove.gateway.loss import TRIES, gone
 from cove.gateway.replies import rpc_event
 from cove.gateway.sse_backend import REPLY_BYTES, AnsweredError, open_stream, opening, posted
 from cove.gateway.sse_session import unserved
@@ -139,14 +139,15 @@ class _Bridge:
 
         A claim on its instance is the caller's. `AnsweredError` where the server refused.
         """
-        for last in (False, False, True):
+        tries = TRIES
+        while True:
             instance = await opening(call)
+            tries -= 1
             try:
                 return await cls._open(call, instance)
             except ConnectionRefusedError:  # it was not reached: another may be
-                if last or not await gone(instance):
+                if not tries or not await gone(instance):
                     raise
-        raise AssertionError("the last of them returns or raises")
 
     @classmethod
     async def _open(cls, call: Call, instance: Instance) -> _Bridge:
