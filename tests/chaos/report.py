@@ -44,7 +44,7 @@ def report(result: Result) -> str:
         f"sessions             {kept} kept over a kill, {lost} lost",
         f"instances            {result.adopted} adopted, {result.replaced} replaced",
         f"restart to ready     {ready}",
-        f"printed lines        {result.lines} in the log, each once",
+        f"printed lines        {result.lines} in the log, each once; {result.taken} taken by kills",
         f"left behind          {leaks}",
         f"violations           {len(result.violations)}",
     ]
