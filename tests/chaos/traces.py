@@ -23,6 +23,7 @@ _OWN = {
     "oci",
     "output",
     "process",
+    "tmp",
     ".control",
     ".keeper",
     "bundles",
@@ -118,7 +119,8 @@ class Ground:
             for path in _listed(folder):
                 if path.name not in _OWN and not path.name.startswith("sessions.log"):
                     yield Trace("file", str(path))
-        for folder in (run / "deploys", self.server.data / "uploads", self.server.temporary):
+        uploads = self.server.data / "uploads"
+        for folder in (run / "deploys", run / "tmp", uploads, self.server.temporary):
             yield from (Trace("folder", str(path)) for path in _listed(folder))
         for path in _listed(self.server.data / "layers"):
             if path.name.startswith("."):
