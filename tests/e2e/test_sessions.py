@@ -21,7 +21,7 @@ TOOL = {"jsonrpc": "2.0", "id": 9, "method": "tools/call", "params": {"name": "c
 @pytest.fixture(scope="module")
 def alone(cove: Installation) -> Installation:
     """A function whose sessions each have an instance to themselves."""
-    toml = '[scale]\nidle = "1s"\nmax = 3\n[session]\nper_instance = 1\nidle = "3s"\n'
+    toml = '[scale]\nidle = "1s"\nmax = 3\n[session]\nper_instance = 1\nidle = "8s"\n'
     cove.deploy("alone", {"server.py": EVERY}, toml)
     return cove
 
